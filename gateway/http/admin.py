@@ -143,7 +143,7 @@ def _mode_answer(services: Services, model: str) -> Response[ModeView]:
     **needs("admin"),
 )
 async def get_queues(services: _Services) -> QueuesView:
-    """Every work queue: its depth as nats-server counts it, the tasks that wait and run, and the waits to expect by
+    """Every work queue: its depth as nats-server counts it, the tasks that wait and run, and the expected waits by
     measured service times."""
     now = datetime.now(UTC)
     models = tuple(services.catalog.models)

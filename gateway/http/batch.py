@@ -32,7 +32,7 @@ from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.telemetry.tracing import below_root, current_span
 
-# Beside its images a batch may hold so many times as much as one request: prompts are seldom as long as allowed.
+# A batch may hold this many times as much beside its images as one request: prompts are seldom as long as allowed.
 BESIDE_IMAGES: Final = 8
 
 

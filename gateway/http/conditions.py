@@ -2,8 +2,8 @@
 
 A tag of this gateway is the revision, then what else changes the representation, then the encoding, with hyphens
 between. `"7-3-4.2-gzip"` is a waiting task at revision 7, third in its queue with an expected wait of 4.2 s,
-compressed. `"9-12.5"` is a running task at revision 9, with 12.5 s left. A read compares whole tags. A change compares
-revisions alone: it affects neither the task's place nor an encoding.
+compressed. `"9-12.5"` is a running task at revision 9, with 12.5 s left. For a read, the gateway compares whole tags.
+For a change, it compares only the revision: a client changes neither the task's place nor an encoding.
 """
 
 from typing import Any, Final, Literal

@@ -58,11 +58,11 @@ RETRY_S: Final = 5.0
     **needs("submit", counts_late=True),
 )
 async def add_image(request: CallerRequest, services: _Services) -> Response[ImageView]:
-    """Stores an image that requests of the same caller may then name, as often as they like: `{"image": {"ref": ID}}`.
+    """Stores an image, which any number of requests of the same caller may then name: `{"image": {"ref": ID}}`.
 
-    The body is the file itself, declared as what it is (`image/png`, `image/jpeg`, `image/webp`) or as
-    `application/octet-stream`, or a form with the file `image`. The same bytes again have the
-    same `id`, and may stay longer from then on. Each task has its own copy, and needs the upload no more.
+    The body is the file itself, declared with its own type (`image/png`, `image/jpeg`, `image/webp`) or as
+    `application/octet-stream`; or it is a form with the file `image`. Uploading the same bytes again gives the same
+    `id`, and may extend how long the image stays. Each task has its own copy, and no longer needs the upload.
     """
     limits = widest_limits(services.catalog)
     file = await _sent(request, limits)
@@ -91,7 +91,8 @@ async def add_image(request: CallerRequest, services: _Services) -> Response[Ima
     **needs("read"),
 )
 async def get_image(services: _Services, caller: _Caller, image_id: FromPath[str]) -> ImageView:
-    """What an uploaded image of the key's caller is, and when it expires; `HEAD` says whether it is still there."""
+    """The type, the size and the expiry of an image that the key's caller uploaded. `HEAD` says whether it is still
+    there."""
     limits = widest_limits(services.catalog)
     try:
         found = (
@@ -116,7 +117,7 @@ async def get_image(services: _Services, caller: _Caller, image_id: FromPath[str
     **needs("submit"),
 )
 async def remove_image(services: _Services, caller: _Caller, image_id: FromPath[str]) -> None:
-    """No request can name the image any more. Tasks that have it keep their copies."""
+    """Removes an image: no request can name it any more. Tasks that use it keep their copies."""
     try:
         was_there = await services.uploads.remove(caller.name, image_id, now=datetime.now(UTC))
     except StorageFailed as error:
@@ -126,7 +127,7 @@ async def remove_image(services: _Services, caller: _Caller, image_id: FromPath[
 
 
 async def _sent(request: CallerRequest, limits: ImageField | None) -> ImageFile:
-    """The file in the body, of which no more is kept than any model takes. Raises HTTPException (413), ProblemError."""
+    """The file in the body, read no further than any model takes. Raises HTTPException (413), ProblemError."""
     most, types = (MAX_BODY_BYTES, ()) if limits is None else (limits.max_bytes, limits.media_types)
     if is_form(request):
         form = await read_form(request, image_max_bytes=most, text_max_bytes=TEXT_MAX_BYTES)

@@ -1,4 +1,4 @@
-"""The body of `POST /admin/keys`: from a JSON object to what is asked for, or to every error. Pure."""
+"""Parses the body of `POST /admin/keys`: from a JSON object to the key that it asks for, or to every error. Pure."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -9,7 +9,8 @@ from contracts.generation.errors import FieldError, missing, refused, shown
 from contracts.keys import ANONYMOUS, DEFAULT_BURST_S, DEFAULT_RATE_PER_S, SCOPES, Scope, is_caller
 from contracts.tasks import Priority
 
-# A key may make one request in each span at least, and a gateway remembers the time of each.
+# The lowest rate is one request in DEFAULT_BURST_S. The highest is bounded: a gateway remembers the time of each
+# request.
 RATE_MIN_PER_S: Final = 1 / DEFAULT_BURST_S
 RATE_MAX_PER_S: Final = 10_000.0
 BOUND_MAX: Final = 1_000_000
@@ -28,7 +29,7 @@ class KeyRequest(Struct, frozen=True, kw_only=True):
 
 
 class WrongKeyRequest(ValueError):
-    """*errors* says of each field what is wrong with it, in the order of FIELDS."""
+    """*errors* says what is wrong with each field, in the order of FIELDS."""
 
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__(f"{len(errors)} fields are wrong")

@@ -49,10 +49,10 @@ async def list_tasks(
     """The tasks of the key's caller (every task for `admin`), newest first. `next_cursor` leads to the next page; it is
     null on the last one.
 
-    With several values of `status` or `model`, repeated or with commas, a task of any of them is listed; with several
-    of `label`, repeated, one that has all of them. `created_after` and `created_before` bound when it was made: at or
-    after the one, before the other, so that two spans that adjoin list no task twice. The filters of a page hold for
-    its cursor: send them again with it.
+    `status` and `model` take several values, repeated or separated by commas, and list the tasks of any of them.
+    `label` can be repeated, and lists the tasks that have all of the labels. `created_after` lists tasks that were made
+    at that moment or later, `created_before` tasks that were made before that moment: two adjoining spans list no task
+    twice. A cursor belongs to the filters of its page: send the same filters with it.
     """
     statuses, models, labels = statuses_of(status), models_of(model, services.catalog), labels_in(label)
     since, until = moment_of("created_after", created_after), moment_of("created_before", created_before)
@@ -95,7 +95,7 @@ def statuses_of(values: list[str] | None) -> frozenset[TaskStatus] | None:
 
 
 def models_of(values: list[str] | None, catalog: Catalog) -> frozenset[str] | None:
-    """The filter `model`, by their names; None without one. Raises the problem `invalid_query`."""
+    """The filter `model`, with aliases resolved; None without one. Raises the problem `invalid_query`."""
     if values is None:
         return None
     entries = [catalog.resolve(value) for value in _each(values)]

@@ -1,4 +1,4 @@
-"""A task of its caller: found, waited for, and as it is shown."""
+"""Finds a task for its caller, waits for it, and shows it."""
 
 import math
 import re
@@ -32,15 +32,15 @@ class CallerRequest(Request[Caller, Turn, State]):
 
     @cached_property
     def headers(self) -> Headers:
-        """Found once: Litestar looks for them in the scope each time, and a route asks for eight."""
+        """Made once: Litestar makes them from the scope on each access, and a route looks up eight."""
         return Headers.from_scope(self.scope)
 
 
 async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
-    """The task. Where it is overdue, and the server can be reached, what is due is done first.
+    """The task. If it is overdue and nats-server can be reached, this does what is due first.
 
-    Raises ProblemError: task_not_found, also for a task that *caller* may not see, for which nothing is done then; and
-    transport_unavailable where nothing is known of it.
+    Raises ProblemError: task_not_found, also for a task that *caller* may not see, which this leaves as it is; and
+    transport_unavailable where memory does not have it and the server cannot be reached.
     """
     if not TASK_ID.fullmatch(task_id):
         raise no_such_task()
@@ -51,8 +51,8 @@ async def find(services: Services, caller: Caller, task_id: str) -> Snapshot:
 
 
 async def find_ended(services: Services, caller: Caller, task_id: str) -> Snapshot:
-    """The task, asked of the server where memory has it as not ended: another gateway may have said already that it is
-    done. While the server is away, memory counts. Raises ProblemError as `find`."""
+    """The task, read from the server unless it has ended in memory: another gateway may already have answered that it
+    is done. While the server is away, memory counts. Raises ProblemError as `find`."""
     snapshot = await find(services, caller, task_id)
     if snapshot.task.status.is_terminal:
         return snapshot
@@ -62,9 +62,9 @@ async def find_ended(services: Services, caller: Caller, task_id: str) -> Snapsh
 
 
 async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:
-    """Whoever reads an overdue pending record does what is due before answering (design §4).
+    """A gateway that reads an overdue pending record does what is due before it answers (design §4).
 
-    While the server is away it stays as it is: the first look after the return ends it.
+    While the server is away, the task stays as it is: the first look after the server's return ends it.
     """
     task = snapshot.task
     if task.status is not TaskStatus.PENDING or datetime.now(UTC) < task.deadline_at:
@@ -75,7 +75,7 @@ async def _look_if_overdue(services: Services, snapshot: Snapshot) -> Snapshot:
         except WrongRevision:
             looked = await services.tasks.read(task.id)
     except TransportUnavailable as error:
-        if services.tasks.news_age_s():  # which the answer says
+        if services.tasks.news_age_s():  # the answer says so in `Age`
             return snapshot
         raise _unreachable() from error
     if looked is None:
@@ -99,10 +99,10 @@ def _unreachable() -> ProblemError:
 async def awaited(
     request: CallerRequest, services: Services, snapshot: Snapshot, *, seen_revision: int | None, wait_s: float
 ) -> Snapshot:
-    """The task when it has ended, or is not at *seen_revision*, or as it is after *wait_s*; at once where the client
-    has hung up, so that nobody who is gone is waited for.
+    """The task when it has ended, or is at another revision than *seen_revision*, or as it is after *wait_s*. Returns
+    at once when the client hangs up, to free its place.
 
-    Raises TooManyStreams where as many requests wait as may, and ProblemError: task_not_found where its record is gone,
+    Raises TooManyStreams if too many requests wait already, and ProblemError: task_not_found where the record is gone,
     and unauthorized where the key was revoked meanwhile.
     """
     if snapshot.task.status.is_terminal:
@@ -119,7 +119,7 @@ async def awaited(
 
 
 async def until_gone(request: CallerRequest) -> None:
-    """Returns when the client has hung up. Its body was read, or it has none."""
+    """Returns when the client has hung up. The body of its request, if any, must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -131,8 +131,8 @@ def shown(request: CallerRequest, services: Services, task: GenerationTask) -> T
 
 
 def etag_of(snapshot: Snapshot, task: TaskView) -> str:
-    """The strong tag of a task's JSON: its revision, with the place of one that waits, or the time left of one that
-    runs."""
+    """The strong tag of a task's JSON: its revision, with the place of a waiting task or the time left of a running
+    one."""
     place, progress = task.queue, task.progress
     if place is None:
         left = "" if progress is None or progress.eta_s is None else f"-{progress.eta_s:g}"
@@ -142,11 +142,11 @@ def etag_of(snapshot: Snapshot, task: TaskView) -> str:
 
 
 def age_of(services: Services) -> dict[str, str]:
-    """The header that gives the greatest age of an answer from memory, while nothing newer can be had (RFC 9111)."""
+    """The header `Age` (RFC 9111): the greatest age of an answer from memory, while the gateway gets nothing newer."""
     age_s = services.tasks.news_age_s()
     return {"age": str(math.ceil(age_s))} if age_s else {}
 
 
 def no_such_task() -> ProblemError:
-    """To be raised where a task is not there, or not for this caller."""
+    """The problem of a task that does not exist, or that this caller may not see."""
     return ProblemError("task_not_found", "no task has this id, or it is older than what is kept")

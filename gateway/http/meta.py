@@ -31,8 +31,8 @@ from ops.telemetry.export import metrics_text
     **needs(None),
 )
 async def get_settings(services: NamedDependency[Services], caller: NamedDependency[Caller]) -> SettingsView:
-    """What a form needs: every model with the limits, defaults and fixed values of its fields, and why those are fixed;
-    the classes that the key may name; and what else the key may do."""
+    """What a client needs for a form: every model with the limits, defaults and fixed values of its fields, and why those
+    are fixed; the classes that the key may name; and the scopes and bounds of the key."""
     return settings_view(
         services.catalog,
         caller,
@@ -44,13 +44,13 @@ async def get_settings(services: NamedDependency[Services], caller: NamedDepende
 
 @get("/healthz", summary="Whether it serves", tags=["operations"], opt=needs_nothing())
 async def check_health() -> Health:
-    """200 once the gateway serves; 503 while it waits for what it cannot begin without."""
+    """200 once the gateway serves; 503 while it waits for something that it needs to start."""
     return Health(status="ok")
 
 
 @get("/livez", summary="Liveness", tags=["operations"], opt=needs_nothing())
 async def check_liveness() -> Health:
-    """200 while the process can answer, also before it serves."""
+    """200 while the process can answer, even before it serves."""
     return Health(status="ok")
 
 
@@ -78,9 +78,9 @@ async def check_readiness(services: NamedDependency[Services]) -> Response[Readi
     texts = [*troubles.values(), *(f"{stream} takes no writes: {ADVICE[why]}" for stream, why in refusing.items())]
     if services.storage.trouble is not None:
         texts.append(services.storage.trouble)
-    # what a request goes through on its way to its end
+    # whether every store that a request needs on its way to its end takes writes
     stores = services.storage.trouble is None and not any(_carries_tasks(stream) for stream in refusing)
-    # without a sweeper, a task whose worker was lost never ends, nor does one that nobody takes
+    # without a sweeper, a task whose worker was lost never ends, and neither does one that no worker takes
     sweeps = SWEEPER not in troubles
     ready = nats and sweeps and stores and all(model.ready for model in models.values())
     body = Readiness(ready=ready, nats=nats, degraded_worker=degraded_worker, models=models, troubles=texts)
@@ -105,6 +105,6 @@ PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 )
 async def get_metrics() -> Response[str]:
     """Everything that this gateway measures, in Prometheus' text format; docs/operate/observability.md explains each
-    figure. The gateway of `warmlane up` reports every process of it, by `job` and `instance`."""
+    figure. The gateway that `warmlane up` runs reports every process of that deployment, by `job` and `instance`."""
     text = await metrics_text()
     return Response(text.decode(), headers={"Content-Type": PROMETHEUS})

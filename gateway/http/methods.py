@@ -13,7 +13,8 @@ GET: Final = HttpMethod.GET
 
 
 def with_heads_and_options(handlers: Iterable[HTTPRouteHandler]) -> list[HTTPRouteHandler]:
-    """*handlers*, and what they lack. OPTIONS come first: Litestar's own name the method that it met first alone."""
+    """*handlers*, and the HEAD and OPTIONS that they lack. OPTIONS come first: Litestar's own name only the first
+    method."""
     every = list(handlers)
     every += heads_of(every)
     methods: dict[str, set[str]] = {}
@@ -37,7 +38,7 @@ def heads_of(handlers: Iterable[HTTPRouteHandler]) -> Iterator[HTTPRouteHandler]
 
 
 def head_of(paths: list[str], opt: Mapping[str, Any]) -> HTTPRouteHandler:
-    """The HEAD of what is at *paths*, for whoever may GET it."""
+    """The HEAD of *paths*, with the *opt* of their GET: who may GET a path may HEAD it."""
     return head(paths, opt=opt, include_in_schema=False, middleware=[_as_get])(_answered_by_get)
 
 
@@ -46,7 +47,7 @@ async def _answered_by_get() -> None:
 
 
 def _as_get(app: ASGIApp) -> ASGIApp:
-    # behind everything that judges by the method: the path has both
+    # runs inside everything that judges by the method: the path has both
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "method": "GET"}, receive, send)  # type: ignore[arg-type]  # the scope that it was
 

@@ -1,4 +1,4 @@
-"""A request that was not accepted, as a problem: for the routes that submit one."""
+"""The problem of a request that was not accepted, for the routes that submit one."""
 
 from typing import Final
 
@@ -67,7 +67,7 @@ def not_accepted(error: NotAccepted, *, has_key: bool) -> ProblemError:
         case StorageFailed():
             detail = "the image could not be stored or read; the request will not run"
             return ProblemError("storage_unavailable", detail, retry_after_s=RETRY_SOON_S)
-        case InvalidRequest():  # of an image that was named
+        case InvalidRequest():  # about an image that the request names
             return wrong_fields(error)
         case TooManyFetches():
             detail = "as many images as may be are being fetched; try again after the time in Retry-After"

@@ -1,4 +1,4 @@
-"""What is known of the request in hand, for its line in the access log: set by whoever learns it."""
+"""What is known of the current request, for its line in the access log. The code that learns something sets it."""
 
 from contextvars import ContextVar
 from typing import Final
@@ -7,8 +7,8 @@ from msgspec import Struct
 
 
 class Noted(Struct):
-    """*caller* and *key* (its id) as the request shows them, *counts* whether that key is one in force; *code* is that
-    of the problem document it was answered with."""
+    """*caller* and *key* (its id) are those that the request presents; *counts* is whether that key is in force. *code*
+    is that of the problem document with which the gateway answered."""
 
     request_id: str = ""
     caller: str = ""
@@ -21,12 +21,12 @@ _NOTED: Final[ContextVar[Noted | None]] = ContextVar("noted", default=None)
 
 
 def noted() -> Noted:
-    """What is noted of the request in hand; outside of any request, a note that nobody reads."""
+    """The note of the current request; outside of any request, a note that nobody reads."""
     return _NOTED.get() or Noted()
 
 
 def begin(request_id: str) -> Noted:
-    """Begins a new note, for this context and those that are made of it."""
+    """Begins a new note, for this context and those that are copied from it."""
     begun = Noted(request_id)
     _NOTED.set(begun)
     return begun

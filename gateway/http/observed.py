@@ -17,7 +17,7 @@ from ops.telemetry.tracing import current_root, root
 ACCEPT: Final = "accept"
 MAKES_A_TASK: Final = frozenset({("POST", "/generate"), ("POST", "/v1/videos"), ("POST", "/v1/videos/sync")})
 
-# Probes and scrapes come every few seconds for ever, and the page is no part of anybody's task.
+# Probes and scrapes come every few seconds forever, and the docs page belongs to no task.
 _UNTRACED: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
 _UNOBSERVED = ["^/healthz$", "^/livez$", "^/readyz$", "^/metrics$", "^/docs", "^/openapi"]
 
@@ -25,11 +25,11 @@ _UNOBSERVED = ["^/healthz$", "^/livez$", "^/readyz$", "^/metrics$", "^/docs", "^
 def http_plugin(routes: Iterable[object], *, traces_reads: bool = False) -> OpenTelemetryPlugin:
     """The plugin for an application with *routes*.
 
-    *traces_reads*: every request has a span, and not only those that `changes_a_task` names, which clients that poll
-    would drown. It stands before routing, so it finds the route itself: a span or a metric that is named after each
-    task is of no use.
+    With *traces_reads* every request has a span. Without it only those that `changes_a_task` names have one: the spans
+    of clients that poll would drown them. The plugin runs before routing, so it finds the route itself: a span or a
+    metric that is named after each task is of no use.
     """
-    # the names that the semantic conventions call stable, and not those of before
+    # the names that the semantic conventions call stable, and not the earlier ones
     os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
     paths = {path for route in routes if isinstance(route, HTTPRouteHandler) for path in route.paths}
     templates = [(path, path.split("/")) for path in (re.sub(r":[a-z]+}", "}", path) for path in sorted(paths))]
@@ -54,7 +54,7 @@ def changes_a_task(method: str, route: str) -> bool:
 
 
 def with_roots(app: ASGIApp) -> ASGIApp:
-    """*app*, where a request for a generation is below a root, which is sent before there is a task (ADR 0036)."""
+    """*app*, with a root span around each request of MAKES_A_TASK, which is sent before there is a task (ADR 0036)."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if (scope.get("method"), scope["path"]) not in MAKES_A_TASK:
@@ -68,8 +68,8 @@ def with_roots(app: ASGIApp) -> ASGIApp:
 
 
 class _BelowRoots(trace.TracerProvider):
-    """The process's provider, for requests that make or change a task or, with *traces_reads*, for all of them; others
-    have no span, and are timed."""
+    """The process's provider for requests that make or change a task, or with *traces_reads* for all of them. The
+    others are timed, but have no span."""
 
     def __init__(self, *, traces_reads: bool) -> None:
         self._traces_reads = traces_reads

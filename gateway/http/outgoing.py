@@ -1,6 +1,6 @@
-"""What every answer goes through on its way out: the reader's conditions, compression, and HEAD.
+"""Applies the client's conditions, compression and HEAD to every answer on its way out.
 
-Only answers that are sent in one piece: a video and an event stream pass as they are.
+Only to answers that are sent in one piece: videos and event streams pass unchanged.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ GZIP_MIN_BYTES: Final = 2 * 1024
 # A body of this size takes a millisecond or more, and is compressed in a thread.
 GZIP_THREAD_BYTES: Final = 64 * 1024
 _GZIP_LEVEL: Final = 4
-_GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS  # with gzip's header, which has no time in it: equal bytes for equal bytes
+_GZIP_WINDOW: Final = 16 + zlib.MAX_WBITS  # with gzip's header, which has no time: equal bodies give equal bytes
 _COMPRESSED: Final = (b"application/json", b"application/problem+json", b"text/plain", b"text/html")
 # These are sent as they come.
 _STREAMED: Final = (b"text/event-stream", b"video/")
@@ -63,7 +63,7 @@ class _Answer:
         self._head: Any = None
 
     async def send(self, message: Message) -> None:
-        """Takes what the handler says, and passes it on."""
+        """Takes a message of the handler, and passes it on."""
         if message["type"] == "http.response.start":
             if _value(message["headers"], b"content-type").startswith(_STREAMED):
                 await self._send(message)
@@ -79,7 +79,7 @@ class _Answer:
         await self._send(message)
 
     def _is_to_finish(self, message: Any) -> bool:
-        """Whether the answer is whole with *message*, and what the client asked for may change it."""
+        """Whether *message* completes the answer, and what the client asked for may change it."""
         is_whole = not message.get("more_body")
         return is_whole and (len(message["body"]) >= GZIP_MIN_BYTES or self._scope.get("method") in _READING)
 
@@ -108,7 +108,7 @@ class _Answer:
 
 
 async def _compressed(headers: _Headers, body: bytes, accepted: str | None) -> tuple[_Headers, bytes] | None:
-    """*headers* and *body* as they are sent, if not as they are. Where the client has a choice, `Vary` says so."""
+    """*headers* and *body* as they are sent; None if unchanged. `Vary` says where a client can choose the encoding."""
     if len(body) < GZIP_MIN_BYTES or not _value(headers, b"content-type").startswith(_COMPRESSED):
         return None
     if _value(headers, b"vary"):  # the handler has chosen already
@@ -121,7 +121,7 @@ async def _compressed(headers: _Headers, body: bytes, accepted: str | None) -> t
     for name, value in headers:
         if name == b"content-length":
             value = b"%d" % len(body)
-        elif name == b"etag":  # strong: other bytes have another one
+        elif name == b"etag":  # a strong tag: other bytes need another one
             value = encoded(value.decode("latin-1"), GZIP).encode("latin-1")
         sent.append((name, value))
     return sent, body
@@ -137,7 +137,7 @@ _ASKED: Final = frozenset({b"accept-encoding", b"if-match", b"if-none-match"})
 
 
 def _asked(scope: Scope) -> dict[bytes, str]:
-    """What the request says of its answer, each header with all of its lines."""
+    """The headers of the request that affect its answer, each with all of its lines."""
     found: dict[bytes, str] = {}
     for name, value in scope["headers"]:
         if name in _ASKED:

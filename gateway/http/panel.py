@@ -1,7 +1,7 @@
 """The panel: a page at `/` for people, and its files below `/panel`, all of which come with the package. HTTP only.
 
-The files are read once, into memory: no path of a request reaches the disk. They change with the version alone, and
-have tags, so that a reload costs a browser a 304 for each.
+The files are read once, into memory: no path of a request reaches the disk. They change only with the version, and have
+tags, so that a reload costs a browser one 304 for each file.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ MEDIA_TYPES: Final[Mapping[str, str]] = {
     ".woff2": "font/woff2",
     ".txt": "text/plain",
 }
-# What is compressed already, or is hardly ever read.
+# These are compressed already, or hardly ever read.
 _NOT_PACKED: Final = frozenset({".png", ".webp", ".woff2"})
 # Nothing but what this gateway serves, and pictures and videos that the page made of what it fetched (ADR 0040).
 CONTENT_SECURITY_POLICY: Final = "; ".join(
@@ -62,7 +62,7 @@ _HEADERS: Final[Mapping[str, str]] = {
 
 
 class PanelFile(Struct, frozen=True):
-    """A file as it is sent. *packed* is it in gzip's format; None where that would not be shorter."""
+    """A file as it is sent. *packed* is its content in gzip's format; None where it is never compressed."""
 
     media_type: str
     content: bytes
@@ -99,12 +99,12 @@ def wants_page(accept: str | None) -> bool:
 
 
 def page_under(root: str, page: bytes) -> bytes:
-    """*page* for a reader who sees it below the path *root*, to which its addresses are relative then.
+    """*page* for a browser that sees it below the path *root*, to which its addresses are then relative.
 
-    Without a *root* the page is as it is, and its addresses are relative to where it was fetched: right also behind a
-    proxy that takes a prefix off and does not say so, where the address ends with a slash.
+    Without a *root* the page is unchanged, and its addresses are relative to where the browser fetched it. That also
+    works behind a proxy that strips a prefix without saying so, if the page's address ends with a slash.
     """
-    # a prefix has unreserved characters alone (`contracts.hosts.path_prefix`)
+    # a prefix has only unreserved characters (`contracts.hosts.path_prefix`)
     return page.replace(b"<head>", b'<head><base href="%b/">' % root.encode(), 1) if root else page
 
 
@@ -118,7 +118,7 @@ def panel_routes(folder: Path = FOLDER) -> list[HTTPRouteHandler]:
 
     @get("/", include_in_schema=False, sync_to_thread=False, opt=needs_nothing())
     def get_page(request: Request[Any, Any, Any]) -> Response[bytes]:
-        """The panel for a browser. Other clients get what stands at a path without anything."""
+        """The panel for a browser. Other clients get the 404 of an unknown path."""
         accept = request.headers.getall("accept", [])
         if PAGE not in files or not wants_page(", ".join(accept)):
             raise ProblemError("not_found", PROBLEMS["not_found"].detail, headers={"Vary": "Accept"})

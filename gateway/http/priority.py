@@ -1,7 +1,7 @@
-"""The class of a request: which one it names, and whether its key may. Pure.
+"""The class of a request: which class it names, and whether its key may name that. Pure.
 
-The header is that of RFC 9218, whose parameters `u` and `i` browsers send with every request; a class is a parameter of
-our own there, and what is not known is ignored, as the RFC wants it.
+The header is that of RFC 9218, whose parameters `u` and `i` browsers send with every request. A class is a parameter of
+Warmlane's own there. An unknown parameter is ignored, as the RFC requires.
 """
 
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def named_in(lines: Iterable[str]) -> Priority | None:
 
 
 def allowed_by(key: ApiKey | None) -> Priority:
-    """The strictest class that requests with *key* may name."""
+    """The highest class that requests with *key* may name."""
     return Priority.INTERACTIVE if key is None else key.highest_priority
 
 
@@ -36,8 +36,8 @@ def default_of(key: ApiKey | None) -> Priority:
 def class_of(asked: Priority | None, lines: Iterable[str], key: ApiKey | None) -> Priority:
     """The class of a request whose body asks for *asked*, with these *lines* of `Priority`, sent with *key*.
 
-    1. The body names it, or the header does where the body does not: that one. Raises the problem `priority_forbidden`
-       where it is stricter than the *key* may name.
+    1. The body names a class, or else the header does: that class. Raises the problem `priority_forbidden` where it is
+       higher than the *key* may name.
     2. Neither does: `standard`, or the highest class of the key where that is lower.
     """
     highest = allowed_by(key)

@@ -1,4 +1,4 @@
-"""The table of every problem that the gateway answers, by its code."""
+"""The table of every problem with which the gateway may answer, by its code."""
 
 from collections.abc import Mapping
 from typing import Final

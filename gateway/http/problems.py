@@ -21,9 +21,9 @@ from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed
 
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
-# How much of a body is read and thrown away after it was refused for its size, so that the client sees why.
+# How much of a body the gateway reads and discards after refusing it for its size, so that the client sees the reason.
 DISCARD_MAX_BYTES: Final = 64 * 1024 * 1024
-# Where a route's options have what its query may hold (`queries.Query`).
+# The key in a route's options for what its query may hold (`queries.Query`).
 QUERY: Final = "query"
 
 _log = structlog.get_logger(__name__)
@@ -80,11 +80,11 @@ def wrong_fields(error: InvalidRequest) -> ProblemError:
 
 
 class ProblemAnswer(JsonAnswer[Problem]):
-    """A problem in the form of the path that was asked for: below `/v1` as clients of OpenAI's API read it, wherever it
-    was raised."""
+    """A problem in the form of the request's path: below `/v1` as clients of OpenAI's API read it, wherever it was
+    raised."""
 
     def to_asgi_response(self, app: Any, request: Request[Any, Any, Any], **_: Any) -> ASGIApp:  # type: ignore[override]
-        """What sends it."""
+        """The ASGI application that sends it."""
         problem = self.content
 
         async def send_it(scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,7 +99,7 @@ class ProblemAnswer(JsonAnswer[Problem]):
         return send_it
 
 
-# The problems of what Litestar raises by itself, by status. Its texts are for developers; the client gets ours.
+# The problems for what Litestar itself raises, by status. Its texts are for developers; the client gets the gateway's.
 _BY_STATUS: Final[Mapping[int, str]] = {
     400: "invalid_query",
     404: "not_found",
@@ -125,8 +125,8 @@ def _known(_: Request[Any, Any, Any], error: ProblemError) -> Response[Problem]:
 
 
 def answer_of(error: ProblemError) -> Response[Problem]:
-    """The answer that carries *error*, which is counted. Handlers return it instead of raising *error*: Litestar's way
-    through its exception handlers costs as much as all the rest of a refusal."""
+    """The answer that carries *error*, which this counts. Busy handlers return it instead of raising *error*:
+    Litestar's exception handling costs as much as all the rest of a refusal."""
     metrics.requests_refused.add(error.problem.code)
     noted().code = error.problem.code
     current = current_span()
@@ -151,16 +151,17 @@ def _from_litestar(request: Request[Any, Any, Any], error: HTTPException) -> Res
 
 
 def _soon_over(request: Request[Any, Any, Any]) -> bool:
-    """Whether the rest of the body is declared and small enough to be thrown away.
+    """Whether the body has a declared length, small enough for the gateway to read and discard the rest.
 
-    Hanging up resets the connection, and most clients then never see the answer.
+    Closing instead would reset the connection, and most clients would then never see the answer.
     """
     length = request.headers.get("content-length", "")
     return length.isascii() and length.isdigit() and len(length) < 10 and int(length) <= DISCARD_MAX_BYTES
 
 
 def _what_is_wrong(request: Request[Any, Any, Any], error: HTTPException) -> str:
-    """The parameters that Litestar refused, with what they may be, or its reasons, which repeat no value."""
+    """The parameters that Litestar refused, each with its allowed values, or else with Litestar's reason, without the
+    value."""
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
         query = request.route_handler.opt.get(QUERY)
         expected = {} if query is None else query.expected

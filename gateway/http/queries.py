@@ -1,6 +1,6 @@
 """Query parameters: a route takes those that its handler declares, each once unless it is a list; any other is refused.
 
-To ignore one would be worse: `?limt=5` would list twenty, and nobody would see why.
+To ignore one would be worse: `?limt=5` would list twenty tasks, and the client would not see why.
 """
 
 from collections import Counter
@@ -19,15 +19,15 @@ _SHOWN_CHARS: Final = 64
 
 
 class Query(Struct, frozen=True):
-    """The parameters that a route takes, by name; True for one that may come several times. *expected* says of those
-    with limits, and of those that are one of some words, what they may be."""
+    """The parameters that a route takes, by name; True for one that may come several times. *expected* has the allowed
+    values of those that have limits, and of those that must be one of some words."""
 
     takes: Mapping[str, bool]
     expected: Mapping[str, str] = {}
 
 
 def objection(query: Query, sent: Mapping[str, int]) -> str | None:
-    """What is wrong with a request that has each name in *sent* so many times; None if nothing is. Pure."""
+    """What is wrong with a query that has each name as many times as *sent* says; None if nothing is. Pure."""
     for name, times in sent.items():
         if name not in query.takes:
             known = ", ".join(sorted(query.takes)) or "none"
@@ -38,7 +38,7 @@ def objection(query: Query, sent: Mapping[str, int]) -> str | None:
 
 
 def declare_query(handler: HTTPRouteHandler) -> None:
-    """Notes on *handler* what it declares, for `require_known_query`; a route without that takes anything."""
+    """Stores in *handler* which parameters it declares, for `require_known_query`. A route without that takes any."""
     takes: dict[str, bool] = {}
     expected: dict[str, str] = {}
     for name, field in handler.parsed_fn_signature.parameters.items():
@@ -55,13 +55,13 @@ def declare_query(handler: HTTPRouteHandler) -> None:
 
 
 def _words(annotation: Any) -> tuple[str, ...]:
-    """The words that a parameter may be, one of several; none where it may be any text, or is no text."""
+    """The words of which a parameter must be one; none where it may be any text, or is not a text."""
     kinds = (annotation, *get_args(annotation))
     return tuple(word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))
 
 
 def require_known_query(scope: Scope) -> None:
-    """Raises the problem `invalid_query` for a parameter that the route does not take, or takes once."""
+    """Raises the problem `invalid_query` for a parameter that the route does not take, or takes only once."""
     if not scope["query_string"]:
         return
     query: Query | None = scope["route_handler"].opt.get(QUERY)

@@ -1,8 +1,8 @@
-"""One byte range of a file: `Range` and `If-Range` as RFC 9110 §14 wants them. Pure.
+"""One byte range of a file: `Range` and `If-Range` as in RFC 9110 §14. Pure.
 
 Several ranges, another unit and a header that is not understood mean the whole file, as the RFC allows.
 
-The parser of `werkzeug.http` does not fit: it takes `bytes=-0`, which is a 416, for a header that is not understood.
+The parser of `werkzeug.http` does not fit: it ignores `bytes=-0`, which must be a 416, as a header not understood.
 """
 
 import re

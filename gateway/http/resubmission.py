@@ -1,6 +1,6 @@
-"""`POST /tasks/{id}/resubmit`: the request of a task that has ended once more, as a new task. HTTP only.
+"""`POST /tasks/{id}/resubmit`: submits the request of an ended task again, as a new task. HTTP only.
 
-As `warmlane resubmit`, which has the image from a file of its user's; here it is the one in the artifact store.
+`warmlane resubmit` does the same, with the image from a file of its user. Here the image comes from the artifact store.
 """
 
 import asyncio
@@ -58,12 +58,12 @@ Seed = int | Literal["new"] | UnsetType
 async def resubmit_task(
     request: CallerRequest, services: NamedDependency[Services], task_id: FromPath[str]
 ) -> Response[TaskView]:
-    """Makes a new task with all parameters of a task that has ended, its image among them; that one stays as it is.
+    """Makes a new task with all parameters of a task that has ended, including its image. The old task stays as it is.
 
-    `{}` keeps the seed, so that the same video comes of it, `{"seed": "new"}` draws another, and a number is used. The
-    new task belongs to the caller of the key. It has the labels and `keep_s` of the first one, and not its webhook. The
-    answer comes at once, as for `POST /generate` with `Prefer: respond-async`. Of a failed task, `{}` without an
-    `Idempotency-Key` makes one new task, however often it is sent.
+    `{}` keeps the seed, so that the same video results; `{"seed": "new"}` draws another seed, and a number sets it. The
+    new task belongs to the caller of the key. It has the labels and `keep_s` of the old task, but not its webhook. The
+    answer comes at once, as for `POST /generate` with `Prefer: respond-async`. For a failed task, `{}` without an
+    `Idempotency-Key` makes only one new task, however often it is sent.
     """
     body = await read_body(request, max_bytes=BODY_MAX_BYTES)
     require_json(request)
@@ -75,7 +75,7 @@ async def resubmit_task(
     if not task.status.is_terminal:
         raise ProblemError("task_not_ended", f"the task is {task.status}; wait for it, or cancel it first")
     if key is None and seed is UNSET and task.status is TaskStatus.FAILED:
-        key = f"resubmit-{task.id}"  # as `warmlane resubmit` has it
+        key = f"resubmit-{task.id}"  # as `warmlane resubmit` does
     accepted = await asyncio.to_thread(_accepted, task, await _image(services, task), seed, services.catalog)
     named = None if task.priority is Priority.STANDARD else task.priority
     try:

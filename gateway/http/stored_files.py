@@ -17,8 +17,8 @@ _Request = Request[Any, Any, Any]
 
 
 class StoredFile(Struct, frozen=True, kw_only=True):
-    """A file that a record names, at *path* of the store. *name* is what it is called where it is saved; *what* it is,
-    for errors, as in `video`."""
+    """A file that a record names, at *path* in the store. *name* is the file name for a client that saves it; *what*
+    names its kind in errors, as in `video`."""
 
     path: str
     bytes: int
@@ -40,7 +40,7 @@ class StoredFile(Struct, frozen=True, kw_only=True):
 
 
 async def require_stored(file: StoredFile, services: Services) -> None:
-    """Raises the problem `storage_unavailable`, or `video_expired` where the store has not, or not all of, *file*."""
+    """Raises the problem `storage_unavailable`, or `video_expired` where the store lacks *file* or a part of it."""
     try:
         size = await services.artifacts.size(file.path)
     except StorageFailed as error:
@@ -73,13 +73,14 @@ def file_answer(request: _Request, services: Services, file: StoredFile) -> Resp
     return Stream(
         services.artifacts.read(file.path, first, last + 1),
         status_code=200 if part is None else 206,
-        # as a header: to Litestar's streams the media type of the route counts for more than their own
+        # as a header: in Litestar the media type of the route overrides that of a stream
         headers=headers | {"Content-Type": _media_type(request, file)},
     )
 
 
 def whole_answer(request: _Request, services: Services, file: StoredFile, *, location: str) -> Response[Any]:
-    """*file*, which was made for *request* and is at *location* from now on: no range of it, and no condition."""
+    """All of *file*, which was made for *request* and is at *location* from now on; ranges and conditions do not
+    apply."""
     headers = file.headers | {"Content-Length": str(file.bytes), "Location": location}
     return Stream(
         services.artifacts.read(file.path, 0, file.bytes),
@@ -89,8 +90,8 @@ def whole_answer(request: _Request, services: Services, file: StoredFile, *, loc
 
 
 async def link_answer(request: _Request, services: Services, file: StoredFile) -> Response[Any] | None:
-    """Where to download *file* without this gateway, or 304 where the client has it already. None where this gateway
-    gives no links. Whoever has the link needs no key while it lasts.
+    """A redirect to where the client downloads *file* without this gateway, or 304 where the client has it already.
+    None where this gateway gives no links. A client with the link needs no key until the link expires.
 
     Raises the problems `precondition_failed` and `storage_unavailable`.
     """
@@ -105,7 +106,7 @@ async def link_answer(request: _Request, services: Services, file: StoredFile) -
         raise ProblemError("storage_unavailable", f"the {file.what} cannot be read now; try again") from error
     if link is None:
         return None
-    # no cache may keep what ends before the file does
+    # no cache may keep a link that expires before the file does
     return Response(
         b"",
         status_code=302,

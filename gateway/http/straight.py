@@ -1,5 +1,5 @@
-"""The routes that are called most, without Litestar's way from a route to its function: no parameters to look for, no
-dependencies to make, no kinds of response to choose from. That way is a tenth of an acceptance's CPU time."""
+"""Calls the busiest routes without Litestar's path from a route to its function: no parameters to parse, no
+dependencies to make, no kinds of response to choose from. That path is a tenth of an acceptance's CPU time."""
 
 from collections.abc import Callable, Collection
 
@@ -12,8 +12,8 @@ from gateway.services import Services
 
 
 def straight(routes: Collection[HTTPRouteHandler], services: Services) -> Callable[[ASGIApp], ASGIApp]:
-    """The middleware, inside all others. Each function of *routes* takes `request` and *services* alone, and returns a
-    `JsonAnswer`; what else a route declares is for the API's description. Other routes are left to Litestar."""
+    """The innermost middleware. Each function of *routes* takes only `request` and *services*, and returns a
+    `JsonAnswer`; what else a route declares is for the API's description. Litestar serves the other routes."""
     functions = {route.fn for route in routes}
 
     def around(app: ASGIApp) -> ASGIApp:
@@ -25,7 +25,7 @@ def straight(routes: Collection[HTTPRouteHandler], services: Services) -> Callab
             try:
                 answer = await handler.fn(request=CallerRequest(scope, receive, send), services=services)
             except ProblemError as error:
-                # here, and not where Litestar would: the answer goes through the other middleware as any other
+                # here, and not in Litestar: the answer goes through the other middleware like any other
                 answer = answer_of(error)
             await answer.to_asgi_response(None, None)(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""What a client submits, to be made into a video: read whole, and checked in the order of refusals (`access.py`)."""
+"""Reads what a client submits to be made into a video, and checks it in the order of refusals (`access.py`)."""
 
 import asyncio
 import re
@@ -25,12 +25,12 @@ from gateway.http.problems import ProblemError, wrong_fields
 from gateway.http.queries import require_known_query
 from gateway.services import Services
 
-# What comes of the fields of a body. Raises InvalidRequest.
+# Makes the request of the fields of a body. Raises InvalidRequest.
 Check = Callable[[Mapping[str, Any], Catalog], AcceptedRequest]
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
-# What every route that queues a task may answer.
+# The problems with which every route that queues a task may answer.
 SUBMISSION_PROBLEMS: Final = (
     "malformed_body",
     "body_too_large",
@@ -48,7 +48,7 @@ SUBMISSION_PROBLEMS: Final = (
 
 
 class Submission(Struct, frozen=True):
-    """An accepted request, and what its headers say beside it. *key* is the Idempotency-Key, if there is one."""
+    """An accepted request, and what its headers add. *key* is the Idempotency-Key, if there is one."""
 
     accepted: AcceptedRequest
     key: str | None
@@ -66,9 +66,10 @@ async def read_submission(request: CallerRequest, services: Services) -> Submiss
 async def read_checked(
     request: CallerRequest, services: Services, check: Check, *, target: FormTarget | None = None
 ) -> Submission:
-    """What *request* submits, as JSON or as a form, whose parts *target* takes; *check* says what comes of its fields.
+    """What *request* submits, as JSON or as a form. *target* takes the parts of a form; *check* judges the fields.
 
-    What it prefers is left out. Raises HTTPException (413), ProblemError, and what *check* raises but InvalidRequest.
+    This does not read `Prefer`. Raises HTTPException (413), ProblemError, and what *check* raises other than
+    InvalidRequest.
     """
     body: bytes | FormReader
     if is_form(request):
@@ -114,8 +115,8 @@ def idempotency_key_of(request: CallerRequest) -> str | None:
 
 
 def objection_to(services: Services, url: str) -> FieldError | None:
-    """Why no webhook may go to *url*, as far as that is known without asking anybody: the rest is judged when it is
-    sent."""
+    """Why no webhook may go to *url*, as far as the gateway knows without resolving a name. The rest is judged when a
+    webhook is sent."""
     why = services.webhooks.sender.objection_at_once(parse_url(url))
     if why is None:
         return None

@@ -49,10 +49,11 @@ _Wait = Annotated[
 async def get_task(
     request: CallerRequest, services: _Services, task_id: FromPath[str], wait: _Wait = None
 ) -> Response[TaskView]:
-    """The task. With `?wait=S` or `Prefer: wait=S` the answer comes when the task has ended, at the latest after S
-    seconds; when `If-None-Match` names a revision, it comes on the next change, or as 304.
+    """The task. With `?wait=S` or `Prefer: wait=S` the answer comes when the task has ended, or after S seconds at the
+    latest. If `If-None-Match` names a revision, the answer comes on the next change, or as 304.
 
-    While the gateway is cut off from the queue it answers what it knew last, and `Age` says how old that is at most."""
+    While the gateway is cut off from the queue, it answers what it knew last, and `Age` gives the greatest age of
+    that."""
     snapshot = await find(services, request.user, task_id)
     applied: dict[str, str] = {}
     if wait is None:
@@ -60,7 +61,7 @@ async def get_task(
         wait, applied = preferred.wait_s, Preferences(wait_s=preferred.wait_s).applied
     if wait:
         seen = conditions_of(request).revisions
-        # one of those that were seen, or any of them, which is not the present one
+        # the present revision if the client has seen it, else any that it has seen, which is not the present one
         seen_revision = snapshot.revision if snapshot.revision in seen else min(seen, default=None)
         try:
             snapshot = await awaited(request, services, snapshot, seen_revision=seen_revision, wait_s=wait)
@@ -84,11 +85,11 @@ async def get_task(
     **needs("read"),
 )
 async def follow_task(request: CallerRequest, services: _Services, task_id: FromPath[str]) -> Response[Any]:
-    """Server-sent events: an event `task` with the task's JSON now and at every change, until it has ended. While it
-    waits, its place in the queue is such a change, sent once a second at most.
+    """Server-sent events: an event `task` with the task's JSON at once and at every change, until the task has ended.
+    While the task waits, another place in the queue is a change too, sent once a second at most.
 
-    The event's id is the revision. A client that comes back with that of the end in `Last-Event-ID` gets 204, which
-    keeps a browser's `EventSource` away. Between events a comment comes every 15 s.
+    The event's id is the revision. A client that reconnects with the id of the last event in `Last-Event-ID` gets 204,
+    which stops a browser's `EventSource` from reconnecting. After 15 s without an event a comment is sent.
     """
     snapshot = await find(services, request.user, task_id)
     if _has_seen_the_end(request, snapshot):
@@ -118,7 +119,7 @@ async def _events(request: CallerRequest, services: Services, snapshot: Snapshot
     yield beginning()
     async for change in services.tasks.readers.changes(snapshot, idle_s=KEEP_ALIVE_S):
         if not services.keys.still_counts(request.user):
-            return  # its key was revoked: not a word more
+            return  # the key was revoked: nothing more is sent
         if change is None:
             yield STILL_THERE
         else:
@@ -135,9 +136,9 @@ async def _events(request: CallerRequest, services: Services, snapshot: Snapshot
     **needs("submit"),
 )
 async def cancel_task(request: CallerRequest, services: _Services, task_id: FromPath[str]) -> Response[TaskView]:
-    """Cancels a task that waits or runs, and answers it. A task that has ended is answered as it is.
+    """Cancels a task that waits or runs, and returns it. A task that has already ended is returned unchanged.
 
-    With `If-Match`, nothing is done unless the task is still at the revision that one of its tags names."""
+    With `If-Match`, nothing changes unless the task is still at a revision that one of the tags names."""
     await find(services, request.user, task_id)
     conditions = conditions_of(request)
     snapshot = await reachable(

@@ -51,10 +51,10 @@ _THUMBNAIL_PROBLEMS: Final = problem_responses(*_CODES, "no_thumbnail")
 async def get_video(
     request: _Request, services: _Services, task_id: FromPath[str], redirect: _Redirect = True
 ) -> Response[Any]:
-    """The MP4 of a finished task; `Range`, `If-Range`, `If-Match` and `If-None-Match` are understood.
+    """The MP4 of a finished task. `Range`, `If-Range`, `If-Match` and `If-None-Match` are supported.
 
-    Where the operator chose it, the answer is 302 with a link to the object store, which lasts for a while and needs no
-    key; with `?redirect=false` the gateway sends the file itself."""
+    If the operator configured it, the answer is a 302 with a link to the object store. The link needs no key, and
+    expires after a while. With `?redirect=false` the gateway sends the file itself."""
     file = await stored_video(request, services, task_id)
     link = await link_answer(request, services, file) if redirect else None
     return link or file_answer(request, services, file)
@@ -71,8 +71,8 @@ async def get_video(
 async def head_video(
     request: _Request, services: _Services, task_id: FromPath[str], redirect: _Redirect = True
 ) -> Response[None]:
-    """The headers of the video without its bytes, whatever *redirect* says: a link opens for GET alone. `Range` means
-    nothing here (RFC 9110)."""
+    """The headers of the video without its bytes, whatever `redirect` says: a link works only for GET. `Range` has no
+    effect here (RFC 9110)."""
     return head_answer(request, await stored_video(request, services, task_id))
 
 
@@ -88,7 +88,7 @@ async def head_video(
 async def get_thumbnail(request: _Request, services: _Services, task_id: FromPath[str]) -> Response[Any]:
     """The middle frame of a finished task's video as WebP, 320 pixels at most on its longer side.
 
-    It is kept for as long as the video. Where a task has one, `links.thumbnail` says so."""
+    It is kept for as long as the video. `links.thumbnail` is null where a task has none."""
     return file_answer(request, services, await stored_thumbnail(request, services, task_id))
 
 

@@ -1,4 +1,4 @@
-"""What a client submits to `/v1/videos`: a form or JSON, read whole, and checked in the order of refusals."""
+"""Reads what a client submits to `/v1/videos`, a form or JSON, and checks it in the order of refusals."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -33,7 +33,7 @@ async def read_video(request: CallerRequest, services: Services) -> Submission:
 async def submit_video(
     request: CallerRequest, services: Services, submission: Submission, *, until_gone: UntilGone | None
 ) -> Snapshot:
-    """The task of *submission*, as `Admission.accept` has it. Raises ProblemError."""
+    """The task of *submission*, as `Admission.accept` returns it. Raises ProblemError."""
     try:
         snapshot = await accept(
             request,
@@ -45,12 +45,12 @@ async def submit_video(
         )
     except Overloaded as error:
         raise overloaded(error, request, services) from error
-    except InvalidRequest as error:  # of an image that was named
+    except InvalidRequest as error:  # about an image that the request names
         raise wrong_fields(InvalidRequest([as_named(each) for each in error.errors])) from error
     except NOT_ACCEPTED as error:
         problem = not_accepted(error, has_key=submission.key is not None)
         if problem.problem.outcome == "unknown" and submission.key is None:
-            # sent again by itself, the client might have made two videos
+            # a client that sends it again by itself might get two videos made
             problem.headers.update(NOT_AGAIN)
         raise problem from error
     current_span().set_attributes({"task.id": snapshot.task.id, "model": snapshot.task.model})

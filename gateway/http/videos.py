@@ -62,7 +62,8 @@ _CREATING: Final = ("invalid_query", "precondition_failed", "model_not_found", *
     **needs("submit", counts_late=True),
 )
 async def create_video(request: CallerRequest, services: _Services) -> Response[VideoJob]:
-    """Queues a request, in a form or in JSON, and answers at once: as `POST /generate` with `Prefer: respond-async`.
+    """Queues a request, sent as a form or as JSON, and answers at once, like `POST /generate` with
+    `Prefer: respond-async`.
 
     A task that no worker takes in time ends as `failed` with the code `queue_overloaded`. The id is that of the task:
     `/tasks/{id}` shows it too.
@@ -83,16 +84,17 @@ async def create_video(request: CallerRequest, services: _Services) -> Response[
     **needs("submit", counts_late=True),
 )
 async def create_video_sync(request: CallerRequest, services: _Services) -> Response[Any]:
-    """Answers the MP4 when it is made, however long that takes; `Location` is the video's path.
+    """Answers with the MP4 when it is made, however long that takes; `Location` is the video's path.
 
-    A client that hangs up cancels it, unless its request has an `Idempotency-Key`, with which it may come back.
+    A client that hangs up cancels the video, unless its request has an `Idempotency-Key`: it may come back with the
+    same key.
     """
     submission = await read_video(request, services)
-    with _wait_of(request, services).held():  # before anything is accepted of it
+    with _wait_of(request, services).held():  # before the gateway accepts anything
         snapshot = await submit_video(request, services, submission, until_gone=partial(until_gone, request))
         ended = await unless(until_gone(request), _ended(request, services, snapshot))
     if ended is None:
-        if submission.key is None and not services.stopping.is_set():  # it was not this gateway that hung up
+        if submission.key is None and not services.stopping.is_set():  # the client hung up, and not this gateway
             await reachable(_cancelled(services, snapshot.task.id))
         raise ProblemError("malformed_body", "the caller hung up")
     task = ended.value.task
@@ -117,8 +119,8 @@ async def list_videos(
     limit: Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)] = 20,
     order: FromQuery[str] = "desc",
 ) -> Response[VideoJobPage]:
-    """The videos of the key's caller (every one for `admin`), newest first, or oldest first with `order=asc`. `after`
-    is `last_id` of the page before."""
+    """The videos of the key's caller (all videos for `admin`), newest first, or oldest first with `order=asc`. `after`
+    is `last_id` of the previous page."""
     if order not in ORDERS:
         raise ProblemError("invalid_query", f"order: expected {' or '.join(ORDERS)}")
     place = None if after is None else _place_of(services, caller, after)
@@ -159,8 +161,8 @@ async def list_videos(
     **needs("read"),
 )
 async def get_video_job(request: CallerRequest, services: _Services, video_id: FromPath[str]) -> Response[VideoJob]:
-    """The video. While it is made, `openai-poll-after-ms` says when it is worth asking again. With `Prefer: wait=S` the
-    answer comes when it has ended, at the latest after S seconds."""
+    """The video. While it is being made, `openai-poll-after-ms` says after how long to ask again. With `Prefer: wait=S`
+    the answer comes when the task has ended, or after S seconds at the latest."""
     snapshot = await find(services, request.user, video_id)
     preferred = Preferences.of(request.headers.getall("prefer", []), wait_max_s=MAX_WAIT_S)
     if preferred.wait_s:
@@ -181,8 +183,8 @@ async def get_video_job(request: CallerRequest, services: _Services, video_id: F
     **needs("submit"),
 )
 async def delete_video(request: CallerRequest, services: _Services, video_id: FromPath[str]) -> Response[VideoDeletion]:
-    """Cancels a video that waits or is made; one that has ended is forgotten for good, with its files: as
-    `DELETE /tasks/{id}/record`. `deleted` is false where it ended otherwise just before it was cancelled."""
+    """Cancels a video that waits or is being made. A video that has ended is removed for good, with its files, like
+    `DELETE /tasks/{id}/record`. `deleted` is false if the video ended otherwise just before it was cancelled."""
     task = (await find(services, request.user, video_id)).task
     if task.status.is_terminal:
         is_deleted = await reachable(_forgotten(services, task.id))
@@ -222,8 +224,8 @@ _CONTENT: Final = error_responses(
 async def get_video_content(
     request: CallerRequest, services: _Services, video_id: FromPath[str], variant: FromQuery[str] = "video"
 ) -> Response[Any]:
-    """The MP4, or with `variant=thumbnail` its middle frame as WebP. `Range` and conditions are understood. Where the
-    operator chose it, the MP4 comes by a link (302), which clients follow."""
+    """The MP4, or with `variant=thumbnail` its middle frame as WebP. `Range` and conditions are supported. If the
+    operator configured it, the answer is a 302 with a link to the MP4, which clients follow."""
     file = await _content(request, services, video_id, variant)
     link = await link_answer(request, services, file) if variant == "video" else None
     return link or file_answer(request, services, file)
@@ -248,7 +250,7 @@ async def head_video_content(
     **needs("submit"),
 )
 async def make_from_a_video(request: CallerRequest) -> None:
-    """What this server does not do, in words: otherwise a client would read that there is nothing at the path."""
+    """Says in words what this server does not do: otherwise a client would read that there is nothing at the path."""
     what = request.scope["path"].rpartition("/")[2]
     raise ProblemError(
         "not_found",
@@ -290,7 +292,7 @@ def _poll_after_ms(services: Services, task: GenerationTask) -> int:
     now = datetime.now(UTC)
     place = services.estimates.place(task, now)
     if place is None:
-        left_s = eta_s(task.progress, now)  # of the steps of this very run, where some are measured
+        left_s = eta_s(task.progress, now)  # from the steps of this very run, if any were measured
         return poll_after_ms(wait_s=0.0, run_s=services.estimates.left_s(task, now) if left_s is None else left_s)
     run_s = services.tasks.work_queues.service_s(task.route, task.model)
     return poll_after_ms(wait_s=place.expected_wait_s, run_s=run_s)
@@ -336,7 +338,7 @@ async def _ended(request: CallerRequest, services: Services, snapshot: Snapshot)
             raise unauthorized(request)
         if waited is None:
             raise no_such_task()
-        # what is overdue meanwhile, is looked after
+        # `find` does what is due where the task is overdue by now
         snapshot = waited if waited.task.status.is_terminal else await find(services, request.user, waited.task.id)
     return snapshot
 
@@ -354,7 +356,7 @@ def _too_many_waits(error: TooManyStreams) -> ProblemError:
 
 
 def _failed(services: Services, task: GenerationTask) -> ProblemError:
-    """The problem of a client that waited for *task*, which failed."""
+    """The problem for a client that waited for *task*, which failed."""
     assert task.error is not None  # a task that failed
     code, message = task.error.code, task.error.message
     if code is FailureCode.QUEUE_OVERLOADED:

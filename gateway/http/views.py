@@ -28,7 +28,7 @@ MODES: Final[Mapping[Presence, tuple[Mode, ...]]] = {
 
 
 def root_of(request: ASGIConnection[Any, Any, Any, Any]) -> str:
-    """What stands before every path in an answer: empty, or as in `/warmlane` (`server/proxies.py`)."""
+    """The prefix of every path in an answer: empty, or as in `/warmlane` (`server/proxies.py`)."""
     return request.scope["root_path"]
 
 

@@ -7,7 +7,7 @@ from contracts.webhooks import WebhookDelivery, WebhookEndpoint, requests_id
 
 
 def endpoint_view(endpoint: WebhookEndpoint, now: datetime) -> EndpointView:
-    """*endpoint* as its caller may see it: without what is stored of its secrets."""
+    """*endpoint* as its caller may see it: without its stored secrets."""
     return EndpointView(
         id=endpoint.id,
         url=endpoint.url or "",

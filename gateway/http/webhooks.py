@@ -1,4 +1,4 @@
-"""`/webhooks`: who is told of tasks, and what became of what they were told. HTTP only."""
+"""`/webhooks`: the endpoints that the gateway notifies of tasks, and the deliveries to them. HTTP only."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
@@ -61,7 +61,7 @@ _UNREACHABLE: Final = ("transport_unavailable",)
     **needs("read"),
 )
 async def list_webhooks(services: _Services, caller: _Caller) -> EndpointsPage:
-    """The endpoints of the key's caller (everybody's for `admin`), oldest first. No secret is shown."""
+    """The endpoints of the key's caller (of all callers for `admin`), oldest first. No secret is shown."""
     board, now = services.webhooks.endpoints, datetime.now(UTC)
     found = board.every() if caller.sees_only is None else board.of(caller.name)
     return EndpointsPage(endpoints=tuple(endpoint_view(each, now) for each in found))
@@ -86,8 +86,8 @@ async def list_webhooks(services: _Services, caller: _Caller) -> EndpointsPage:
     **needs("submit", counts_late=True),
 )
 async def add_webhook(request: CallerRequest, services: _Services) -> EndpointSecret:
-    """Registers an address that is told of every task of the key's caller from now on. The secret that signs what goes
-    there (Standard Webhooks) is in the answer, and is never shown again."""
+    """Registers an address that the gateway notifies of every task of the key's caller from now on. The answer has the
+    secret that signs the messages (Standard Webhooks). It is never shown again."""
     body = await read_body(request, max_bytes=BODY_MAX_BYTES)
     require_json(request)
     require_known_query(request.scope)
@@ -127,7 +127,7 @@ async def get_webhook(services: _Services, caller: _Caller, endpoint_id: FromPat
     **needs("submit"),
 )
 async def remove_webhook(services: _Services, caller: _Caller, endpoint_id: FromPath[str]) -> None:
-    """Nothing goes there any more; what was on its way is dead."""
+    """Removes the endpoint. Nothing is sent there any more; deliveries that were still pending end as `dead`."""
     endpoint = await _find(services, caller, endpoint_id)
     try:
         await reachable(services.webhooks.registry.remove(endpoint.id))
@@ -147,7 +147,8 @@ async def remove_webhook(services: _Services, caller: _Caller, endpoint_id: From
 async def rotate_webhook(
     services: _Services, caller: _Caller, endpoint_id: FromPath[str], overlap_s: _Overlap = OVERLAP_S
 ) -> EndpointSecret:
-    """A new secret. For `overlap_s` the secrets before it sign as well, so that a receiver can change over."""
+    """Makes a new secret. For `overlap_s` seconds the earlier secrets sign as well, so that a receiver can change
+    over."""
     endpoint, now = await _find(services, caller, endpoint_id), datetime.now(UTC)
     try:
         rotated, secret = await reachable(services.webhooks.registry.rotate(endpoint.id, now=now, overlap_s=overlap_s))
@@ -166,7 +167,7 @@ async def rotate_webhook(
     **needs("submit"),
 )
 async def test_webhook(services: _Services, caller: _Caller, endpoint_id: FromPath[str]) -> WebhookTestView:
-    """Sends `webhook.test` once, now, and answers what came of it. A 2xx enables an endpoint that was disabled."""
+    """Sends `webhook.test` once, now, and returns the result. A 2xx enables an endpoint that was disabled."""
     endpoint = await _find(services, caller, endpoint_id)
     try:
         answer = await reachable(services.webhooks.test(endpoint))
@@ -188,8 +189,8 @@ async def test_webhook(services: _Services, caller: _Caller, endpoint_id: FromPa
     **needs("submit"),
 )
 async def get_webhook_secret(services: _Services, caller: _Caller) -> RequestsSecret:
-    """The secret that signs what goes to the addresses that the caller's requests name in `webhook`. It is made when it
-    is first needed."""
+    """The secret that signs the messages to addresses that the caller's requests name in `webhook`. The gateway makes
+    it when it is first needed."""
     now, registry = datetime.now(UTC), services.webhooks.registry
     endpoint = await reachable(registry.for_requests(caller.name, now=now))
     try:
@@ -232,7 +233,7 @@ async def list_webhook_deliveries(
     endpoint: FromQuery[str | None] = None,
     limit: _Limit = 100,
 ) -> DeliveriesPage:
-    """What was and is to be delivered for the key's caller (for everybody with `admin`), newest first."""
+    """The past and pending deliveries of the key's caller (of all callers for `admin`), newest first."""
     found = services.webhooks.deliveries.newest(caller.sees_only, status=status, endpoint=endpoint, limit=limit + 1)
     return DeliveriesPage(deliveries=tuple(map(delivery_view, found[:limit])), more=len(found) > limit)
 
@@ -247,7 +248,8 @@ async def list_webhook_deliveries(
     **needs("submit"),
 )
 async def redeliver_webhook(services: _Services, caller: _Caller, delivery_id: FromPath[str]) -> DeliveryView:
-    """Sends it again, whatever became of it: the same body under the same `webhook-id`, with all attempts before it."""
+    """Sends the delivery again, whatever its status: the same body under the same `webhook-id`, with the full number of
+    attempts."""
     known: WebhookDelivery | None = services.webhooks.deliveries.get(delivery_id)
     if known is None or caller.sees_only not in (None, known.caller):
         raise _no_such_delivery()

@@ -1,1 +1,1 @@
-"""What the API says of itself: OpenAPI, made from the routes and the running catalog."""
+"""The API's description of itself: OpenAPI, made from the routes and the running catalog."""

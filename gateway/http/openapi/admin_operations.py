@@ -1,4 +1,4 @@
-"""What Litestar's signatures cannot say of operators' operations."""
+"""What the signatures of handlers cannot say about operators' operations."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from gateway.http.openapi.operations import RETRY_AFTER, DescribedOperation, par
 
 @dataclass
 class ChangeOperation(DescribedOperation):
-    """What an operator changes without a body."""
+    """A change by an operator that needs no body."""
 
     def __post_init__(self) -> None:
         self.send(503, RETRY_AFTER)

@@ -134,7 +134,7 @@ class _DocsPage(SwaggerRenderPlugin):
 
 
 class _Document(JsonRenderPlugin):
-    """The document beside it, where Litestar has one."""
+    """The document below `/docs`, where Litestar has one too."""
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
         return super().render(request, served_under(root_of(request), openapi_schema))
@@ -153,7 +153,7 @@ def _swagger(root: str) -> SwaggerRenderPlugin:
 
 
 def served_under(root: str, document: dict[str, Any]) -> dict[str, Any]:
-    """*document* with the path that stands before all of its paths: relative, so right for every scheme and host."""
+    """*document* with the prefix of all of its paths: relative, so right for every scheme and host."""
     return document | {"servers": [{"url": root or "/"}]}
 
 

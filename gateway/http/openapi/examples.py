@@ -153,7 +153,7 @@ def example_problem(code: str) -> Problem:
 
 
 class NamedExample(Example):
-    """Litestar takes the name of an example from its id, and then shows the id, which OpenAPI does not allow."""
+    """An example that does not show its id: Litestar takes its name from the id, but OpenAPI does not allow an id."""
 
     @property
     def _exclude_fields(self) -> set[str]:

@@ -19,8 +19,8 @@ class UploadOperation(DescribedOperation):
         form = Schema(
             type=OpenAPIType.OBJECT, properties={"image": _FILE}, required=["image"], additional_properties=False
         )
-        # what there is in any profile: which of them a model takes, GET /settings says. They stand in words, since
-        # generators of clients know no media types of images
+        # the types of any profile; GET /settings says which of them a model takes. They are in the text, since client
+        # generators know no media types of images
         types = ", ".join(f"`{media_type}`" for media_type in ImageField("optional").media_types)
         self.request_body = RequestBody(
             required=True,

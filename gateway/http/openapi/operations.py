@@ -1,4 +1,4 @@
-"""What Litestar's signatures cannot say of an operation: bodies, headers, other media types, problem documents."""
+"""What handlers' signatures cannot say about an operation: bodies, headers, other media types, problem documents."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,15 +40,15 @@ from gateway.http.problem_kinds import PROBLEMS
 from gateway.http.problems import PROBLEM_MEDIA_TYPE
 from gateway.http.views import view
 
-# Any route can be called with a header that cannot be read, and any can fail. Without an entry for 400, Litestar would
-# describe an error document of its own there, which is never sent.
+# Any route can get a header that it cannot read, and any can fail. Without an entry for 400, Litestar would describe an
+# error document of its own there, which is never sent.
 _ANYWHERE: Final = ("invalid_query", "unauthorized", "foreign_host", "rate_limited", "internal_error")
 
 
 def problem_responses(*codes: str, is_scoped: bool = True) -> dict[int, ResponseSpec]:
     """A route's problem documents: one answer for each status, with an example for each code.
 
-    What any route that needs a key can answer is always among them, `forbidden` only where it *is_scoped*.
+    The problems of any route that needs a key are always among them; `forbidden` only where the route *is_scoped*.
     Raises KeyError for a code that is not in `PROBLEMS`.
     """
     return {
@@ -64,7 +64,7 @@ def problem_responses(*codes: str, is_scoped: bool = True) -> dict[int, Response
 
 
 def codes_by_status(codes: Iterable[str], *, is_scoped: bool) -> dict[int, list[str]]:
-    """*codes*, and those that any route can answer which needs a key, by their statuses in order."""
+    """*codes*, and those of any route that needs a key, by status in ascending order."""
     by_status: dict[int, list[str]] = {}
     anywhere = (*_ANYWHERE, "forbidden") if is_scoped else _ANYWHERE
     for code in dict.fromkeys((*codes, *anywhere)):
@@ -78,7 +78,7 @@ def _header(description: str) -> OpenAPIHeader:
 
 def parameter(name: str, description: str, example: str, *, pattern: str | None = None) -> Parameter:
     """A header that may be sent."""
-    # the example stands in the text: the docs page would send one that it is given
+    # the example is in the text: the docs page would send one that the schema has
     return Parameter(
         name=name,
         param_in="header",
@@ -101,7 +101,7 @@ class DescribedOperation(Operation):
         self.parameters = [*(self.parameters or []), *headers]
 
     def constrain(self, name: str, schema: Schema) -> None:
-        """Litestar loses the limits of a parameter that may be absent."""
+        """Gives the parameter *name* its *schema*: Litestar loses the limits of a parameter that may be absent."""
         for parameter in self.parameters or []:
             if isinstance(parameter, Parameter) and parameter.name == name:
                 parameter.schema = schema
@@ -114,7 +114,7 @@ class DescribedOperation(Operation):
             response.headers = {**(response.headers or {}), **described}
 
     def _filter(self) -> None:
-        """Of the parameters that filter tasks: which names there are, the running catalog knows."""
+        """Describes the parameters that filter tasks. The running catalog has the names of the models."""
         known: dict[str, Parameter | Reference] = {
             "model": Reference(ref=f"#/components/parameters/{MODEL_QUERY}"),
             "status": filter_of("status", list(TaskStatus), "Only tasks in these states."),
@@ -129,7 +129,7 @@ class DescribedOperation(Operation):
         ]
 
     def conditional(self, tag: str, *, example: str = '"7"', more: str = "") -> None:
-        """What can be read only if it has changed: its `ETag` is *tag*."""
+        """Describes conditional reads; *tag* describes the `ETag` of the answer."""
         self.accept(
             parameter("If-None-Match", f"Answer 304 while it has one of these ETags, or `*`.{more}", example),
             parameter("If-Match", "Answer 412 unless it has one of these ETags.", example),
@@ -156,7 +156,7 @@ class DescribedOperation(Operation):
         self.responses = dict(sorted({**(self.responses or {}), str(status): response}.items()))
 
 
-# Raw bytes. JSON Schema of OpenAPI 3.1 would need no more than the media type; generators of clients look for this.
+# Raw bytes. In OpenAPI 3.1 the media type alone would do, but client generators look for this.
 _BYTES: Final = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
 _OF_A_FILE: Final = "The SHA-256 of the file."
 RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
@@ -361,7 +361,7 @@ class FileOperation(DescribedOperation):
             parameter("If-Range", "Honour Range only while the file has this ETag.", EXAMPLE_ETAG),
         )
         sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
-        # the second is for whoever accepts no other, and what generators of clients know as bytes
+        # PLAIN_BYTES is for clients that accept nothing else, and client generators know it as bytes
         self._answer(200, f"The whole {what}.", *media_types, PLAIN_BYTES, schema=_BYTES)
         self._answer(206, "The bytes that Range asked for.", *media_types, PLAIN_BYTES, schema=_BYTES)
         self.send(200, sent)

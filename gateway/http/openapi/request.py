@@ -1,6 +1,6 @@
-"""The request of a generation, and what a list of tasks is asked by, as OpenAPI has them.
+"""The request for a generation, and the filters of a list of tasks, as OpenAPI has them.
 
-All is made from the running catalog: the limits, defaults and fixed values in the document are those that
+Both are made from the running catalog: the limits, defaults and fixed values in the document are those that
 `contracts.generation.request.validate` applies.
 """
 
@@ -103,7 +103,8 @@ def batch_body(catalog: Catalog) -> RequestBody:
 
 
 def request_name(entry: ModelEntry) -> str:
-    """What generators of clients name the class of requests for *entry* after: its name, which stays, not its title."""
+    """The title of the requests for *entry*, after which client generators name a class: it has the model's name, which
+    stays, and not the model's title."""
     return f"{entry.name}_request"
 
 
@@ -174,7 +175,7 @@ def form_schema(entry: ModelEntry, operators_keep_s: float | None = None) -> Sch
 
 
 def webhook_schema() -> Schema:
-    """Whom a request asks to be told of its task."""
+    """The address that a request asks to notify of its task."""
     return Schema(
         type=OpenAPIType.OBJECT,
         properties={"url": url_schema(), "events": events_schema()},
@@ -186,7 +187,7 @@ def webhook_schema() -> Schema:
 
 
 def labels_schema() -> Schema:
-    """By what a request's caller finds its task again."""
+    """The labels by which a caller finds the task of a request again."""
     return Schema(
         type=OpenAPIType.OBJECT,
         property_names=Schema(type=OpenAPIType.STRING, pattern=f"^{KEY_PATTERN}$"),
@@ -240,7 +241,7 @@ def url_schema() -> Schema:
 
 
 def events_schema() -> Schema:
-    """The events that a receiver may be told of."""
+    """The events of which a receiver may be notified."""
     return Schema(
         type=OpenAPIType.ARRAY,
         items=Schema(type=OpenAPIType.STRING, enum=[event.value for event in WebhookEvent]),
@@ -251,7 +252,7 @@ def events_schema() -> Schema:
 
 
 def _negative_prompt(limits: VideoGenerationConstraints) -> str:
-    # the pipelines take no second, unguided step at a scale of 1, and then do not read it
+    # at a scale of 1 the pipelines take no second, unguided step, and do not read the negative prompt
     cfg, default = limits.cfg, limits.negative_prompt.guided_default
     highest = cfg.maximum if cfg.fixed is None else cfg.fixed
     when = "Has no effect at cfg 1." if (highest or 0) > 1 else f"Has no effect on this model, whose cfg is {highest}."
@@ -259,7 +260,7 @@ def _negative_prompt(limits: VideoGenerationConstraints) -> str:
     return f"What it should not show. {when}{absent}"
 
 
-# Not white space to Python's str.strip, nor to the regular expressions of ECMA-262
+# A character that is white space neither to Python's str.strip nor to the regular expressions of ECMA-262
 _VISIBLE: Final = r"[^\s\u001c-\u001f\u0085]"
 
 
@@ -297,7 +298,7 @@ def _number(field: IntegerField | NumberField, description: str, *, enforcement:
     if field.step is not None and field.offset % field.step == 0:
         schema.multiple_of = field.step
     elif field.step is not None:
-        # JSON Schema has no "4 k + 1": the values themselves
+        # JSON Schema has no "4 k + 1", so the values themselves are listed
         low, high = ceil(field.minimum or 0), field.maximum or 0
         first = low + (field.offset - low) % field.step
         schema.enum = list(range(first, int(high) + 1, field.step))

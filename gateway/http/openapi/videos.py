@@ -1,4 +1,4 @@
-"""The routes below `/v1` as OpenAPI has them: their request, from the running catalog, and their form of an error."""
+"""The routes below `/v1` as OpenAPI has them: their request, from the running catalog, and the form of their errors."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -170,7 +170,7 @@ class VideoSyncOperation(FileOperation):
 
 @dataclass
 class VideoListOperation(DescribedOperation):
-    """`GET /v1/videos`, and what else is asked without a body."""
+    """`GET /v1/videos`, and `DELETE /v1/videos/{id}`."""
 
     def __post_init__(self) -> None:
         self.constrain("order", Schema(type=OpenAPIType.STRING, enum=["asc", "desc"], default="desc"))
