@@ -1,4 +1,4 @@
-"""Which tasks changed after a revision: the newest change of each task, as far back as a bound. In memory, pure."""
+"""Which tasks changed after a revision: the newest change of each task, for a bounded number. In memory, pure."""
 
 from typing import Final
 
@@ -12,7 +12,7 @@ class TooOld(Exception):
 
 
 class ChangeLog:
-    """The newest revision of each of the tasks that changed last, *most* of them at the most."""
+    """The newest revision of each of the *most* tasks that changed last."""
 
     def __init__(self, most: int = CHANGES_MAX) -> None:
         self._most = most
@@ -21,7 +21,7 @@ class ChangeLog:
         self._forgotten_upto = 0
 
     def put(self, task_id: str, revision: int) -> None:
-        """The record of *task_id* is at *revision*; an older one than the known changes nothing."""
+        """The record of *task_id* is at *revision*; an older revision than the known one changes nothing."""
         known = self._revisions.get(task_id)
         if known is not None:
             if known >= revision:
@@ -34,13 +34,13 @@ class ChangeLog:
             del self._revisions[oldest]
 
     def pop(self, task_id: str) -> None:
-        """The record of *task_id* is gone; one that is not remembered is fine."""
+        """The record of *task_id* is gone; a task that is not remembered is fine."""
         revision = self._revisions.pop(task_id, None)
         if revision is not None:
             self._changes.remove((revision, task_id))
 
     def forget(self, upto: int) -> None:
-        """Nothing is remembered of what changed at *upto* or before."""
+        """Forgets every change at *upto* or before."""
         while self._changes and self._changes[0][0] <= upto:
             del self._revisions[self._changes.pop(0)[1]]
         self._forgotten_upto = upto

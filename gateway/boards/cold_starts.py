@@ -22,7 +22,7 @@ log = structlog.get_logger("cold_starts")
 def share_within(starts: Iterable[ColdStart], target_s: float) -> float | None:
     """The share of *starts* that reached `warm` within *target_s*, 0 to 1; None when there were none.
 
-    A start that gave up counts as one that did not.
+    A start that gave up counts as one that did not reach it.
     """
     seconds = [start.seconds for start in starts]
     if not seconds:
@@ -37,7 +37,7 @@ class ColdStarts:
         self._starts: dict[str, deque[ColdStart]] = {}
         self._revisions: dict[str, int] = {}
         self._before: set[ColdStart] = set()
-        self._is_live = False  # whether what comes has happened just now, and is not from before this gateway
+        self._is_live = False  # whether an entry is a start of just now, and not one from before this gateway
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
@@ -45,7 +45,7 @@ class ColdStarts:
         self._is_live = True
 
     def _again(self) -> None:
-        self._before = set(self.newest_first())  # which were counted
+        self._before = set(self.newest_first())  # these are counted already
         self._starts.clear()
         self._revisions.clear()
 

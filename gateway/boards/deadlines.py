@@ -1,5 +1,5 @@
-"""When each task that has not ended is to be looked at, by its own record. Pure: no clock, no I/O; the task board feeds
-it."""
+"""When a gateway has to look at each task that has not ended, by the task's own record. Pure: no clock, no I/O; the
+task board feeds it."""
 
 import heapq
 import zlib
@@ -11,9 +11,9 @@ from contracts.tasks import GenerationTask
 from gateway.rules.due import look_at
 
 # Every gateway may act, and a compare-and-set decides. Each waits a share of this, by a hash of its name and the task:
-# so another one comes first for each task, and the others see what it did before their turn comes.
+# the gateway that comes first differs from task to task, and the others see what it did before their turn comes.
 SPREAD_S: Final = 0.1
-# Whoever looked and could do nothing, as when the server did not answer, looks again so much later.
+# A gateway that could do nothing when it looked, because the server did not answer, looks again after this time.
 AGAIN_S: Final = 1.0
 
 
@@ -25,12 +25,12 @@ class Deadlines:
     """
 
     def __init__(self, name: str) -> None:
-        """*name* is this gateway's own among those of one deployment."""
+        """*name* is this gateway's name, unique in its deployment."""
         self._name = name
         self._live: dict[str, GenerationTask] = {}
         self._at: dict[str, datetime] = {}
         self._placed: dict[str, int] = {}
-        # of what was put off or has changed an entry stays here until its time comes; it counts no more
+        # the old entry of a task that was put off or has changed stays here until its time comes, and is skipped then
         self._heap: list[tuple[datetime, str]] = []
         self.on_sooner: Callable[[], None] = lambda: None
         """Called when the next task is due sooner than `next_at` said last."""
@@ -44,7 +44,7 @@ class Deadlines:
             self._schedule(task)
 
     def forget(self, task_id: str) -> None:
-        """The task has ended or is gone; one that was unknown is fine."""
+        """The task has ended or is gone; an unknown task is fine."""
         self._live.pop(task_id, None)
         self._at.pop(task_id, None)
         self._placed.pop(task_id, None)
@@ -61,12 +61,12 @@ class Deadlines:
         return self._placed.get(task.id) == task.epoch
 
     def put_off(self, task_id: str, at: datetime) -> None:
-        """*task_id* cannot be judged before *at*. What its record says when it changes counts all the same."""
+        """*task_id* cannot be judged before *at*. A change of its record still sets a new time."""
         if task_id in self._live:
             self._put(task_id, at)
 
     def due(self, now: datetime, *, limit: int) -> list[str]:
-        """At most *limit* tasks that are to be looked at now, those that were due first first."""
+        """At most *limit* tasks to look at now, in the order in which they became due."""
         found: list[str] = []
         again_at = now + timedelta(seconds=AGAIN_S)
         while self._heap and self._heap[0][0] <= now and len(found) < limit:
@@ -97,5 +97,5 @@ class Deadlines:
 
 
 def share(name: str, task_id: str) -> float:
-    """Where gateway *name* stands among all for *task_id*: from 0, the first, up to 1."""
+    """The turn of gateway *name* among all gateways for *task_id*: from 0, the first, up to 1."""
     return zlib.crc32(f"{name} {task_id}".encode()) / 0xFFFFFFFF

@@ -1,4 +1,4 @@
-"""The deliveries of webhooks, held in memory by watching KV `deliveries`; what is sent stays on the server."""
+"""The deliveries of webhooks, held in memory by watching KV `deliveries`; their payloads stay on the server."""
 
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime, timedelta
@@ -31,7 +31,7 @@ class DeliveryBoard:
         self.on_change: Callable[[WebhookDelivery], None] = lambda _: None
         """Called with every delivery that is new or has changed."""
         self.gone = 0
-        """How many deliveries the server has no more, other than by age: it may lose what it stored last."""
+        """How many deliveries the server no longer has, other than by age: it may lose its last writes."""
         self._watch: Watch
 
     async def start(self, link: NatsLink) -> None:
@@ -76,7 +76,7 @@ class DeliveryBoard:
         return [each for task_id in task_ids for each in self._of_task.get(task_id, ())]
 
     def tells(self, task_id: str, event: str, url: str) -> bool:
-        """Whether there is a delivery of *event* of that task to *url*, whatever became of it."""
+        """Whether there is a delivery of *event* of that task to *url*, in whatever status."""
         found = (self._known[each] for each in self._of_task.get(task_id, ()))
         return any((each.event, each.url) == (event, url) for each in found)
 
@@ -99,12 +99,12 @@ class DeliveryBoard:
         return list(islice((each for each in found if endpoint in (None, each.endpoint)), limit))
 
     def most_overdue_s(self, now: datetime) -> float:
-        """How long the delivery that is due longest has been due; 0 where none is."""
+        """How long the most overdue delivery has been due; 0 without any."""
         due = [each.next_at for each in self.pending() if each.next_at is not None and each.next_at < now]
         return max(((now - at).total_seconds() for at in due), default=0.0)
 
     def drop_expired(self, *, ttl_s: float, now: datetime) -> None:
-        """Forgets what the server has dropped by age; it sends no message of that."""
+        """Forgets what the server has dropped by age; the server sends no message about that."""
         oldest = now - timedelta(seconds=ttl_s)
         while self._written:
             delivery, written_at = next(iter(self._written.items()))

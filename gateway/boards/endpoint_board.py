@@ -50,7 +50,7 @@ class EndpointBoard:
         return _sorted(self._known)
 
     def has_any(self) -> bool:
-        """Whether somebody has registered one."""
+        """Whether there is any endpoint, or a secret for the addresses of requests."""
         return bool(self._known)
 
     def for_requests(self, caller: str) -> WebhookEndpoint | None:

@@ -1,7 +1,7 @@
 """The fallback episodes of all gateways, held in memory by watching KV `fallbacks`.
 
-The key MODEL holds the newest episode. Before the next one takes its place it is written to MODEL.past, whose history
-holds 64 of them, one revision each.
+The key MODEL holds the newest episode. Before the next episode takes its place, it is written to MODEL.past, whose
+history holds 64 episodes, one revision each.
 """
 
 from datetime import UTC, datetime
@@ -55,18 +55,19 @@ class EpisodeBoard:
             self._past[model] = with_newer(self._past.get(model, []), known.episode)
 
     def newest(self, key: str) -> KnownEpisode:
-        """What stands at *key*; at revision 0 where nothing does."""
+        """The newest entry of *key*; at revision 0 where there is none."""
         return self._known.get(key, KnownEpisode(None, 0))
 
     def episodes(self, model: str) -> list[FallbackEpisode]:
-        """The episodes of *model*, the oldest first. Only the last one can be one that lasts."""
+        """The episodes of *model*, the oldest first. Only the last one can still be going on."""
         past, newest = self._past.get(model, []), self.newest(model).episode
         return past if newest is None else with_newer(past, newest)
 
     async def write(self, model: str, episode: FallbackEpisode) -> None:
-        """Writes *episode* over the newest one of *model*, which is kept among the past ones where it is another.
+        """Writes *episode* over the newest one of *model*. If that is a different episode, it is first kept among the
+        past ones.
 
-        Raises WrongRevision where somebody else was faster, TransportUnavailable.
+        Raises WrongRevision where another gateway was faster, TransportUnavailable.
         """
         known = self.newest(model)
         if known.episode is not None and not is_same(known.episode, episode):
@@ -89,7 +90,7 @@ class EpisodeBoard:
             await self._read(key)
 
     async def _read(self, key: str) -> None:
-        """What the server has counts, also where a higher revision is known: that one may be lost (ADR 0030)."""
+        """What the server has counts, even where a higher revision is known: the server may have lost it (ADR 0030)."""
         entry = await self._bucket.get(key)
         known = self._known.get(key)
         if entry is None or (known is not None and entry.revision < known.revision):

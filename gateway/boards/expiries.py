@@ -1,4 +1,4 @@
-"""When each task that has ended is to be forgotten, where its request said so. Pure: no clock, no I/O; the task board
+"""When a gateway forgets each ended task whose request set a time for that. Pure: no clock, no I/O; the task board
 feeds it."""
 
 import heapq
@@ -9,14 +9,15 @@ from gateway.rules.keeping import kept_until_s
 
 
 class Expiries:
-    """A heap of the moments that the records themselves name: what is due costs what is due, and not what there is.
+    """A heap of the moments that the records name: the cost of a look depends on how many tasks are due, not on how
+    many there are.
 
-    A task that is due stays due until its record is gone, or says otherwise.
+    A task that is due stays due until its record is gone, or names another moment.
     """
 
     def __init__(self) -> None:
         self._at_s: dict[str, float] = {}
-        # of what is gone or has changed an entry stays here until its time comes; it counts no more
+        # the old entry of a task that is gone or has changed stays here until its time comes, and is skipped then
         self._heap: list[tuple[float, str]] = []
 
     def __len__(self) -> int:
@@ -32,7 +33,7 @@ class Expiries:
             heapq.heappush(self._heap, (at_s, task.id))
 
     def forget(self, task_id: str) -> None:
-        """The task is gone; one that was unknown is fine."""
+        """The task is gone; an unknown task is fine."""
         self._at_s.pop(task_id, None)
 
     def is_due(self, task_id: str, now: datetime) -> bool:
@@ -41,12 +42,12 @@ class Expiries:
         return at_s is not None and at_s <= now.timestamp()
 
     def due(self, now: datetime) -> list[str]:
-        """Every task that is to be forgotten by *now*, those that were due first first."""
+        """Every task that is to be forgotten by *now*, in the order in which they became due."""
         found: dict[str, float] = {}
         while self._heap and self._heap[0][0] <= now.timestamp():
             at_s, task_id = heapq.heappop(self._heap)
             if self._at_s.get(task_id) == at_s:
                 found[task_id] = at_s
-        for task_id, at_s in found.items():  # until they are gone
+        for task_id, at_s in found.items():  # they stay due until they are gone
             heapq.heappush(self._heap, (at_s, task_id))
         return list(found)

@@ -1,10 +1,10 @@
-"""Whoever follows many tasks on one stream, and what has not been sent to them yet (ADR 0041).
+"""The clients that follow many tasks on one stream, and what has not been sent to them yet (ADR 0041).
 
 A feed remembers which tasks changed, and not how: the newest state is sent when the client can take it. So a slow
-client costs a name for each of its tasks, misses states in between, and never the last one.
+client costs only an id for each of its tasks. It may miss states in between, but never the last one.
 
 A feed's place is a revision up to which the watch of the bucket has brought everything. A gateway knows its own writes
-before the watch brings them: their revisions are no such place, since another gateway's write may still come before.
+before the watch brings them. Their revisions are no such place: an earlier write of another gateway may still come.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from contracts.tasks import TaskStatus
 from gateway.boards.change_log import ChangeLog, TooOld
 from gateway.boards.task_index import TaskRow
 
-# So many tasks may wait to be sent on one feed. Whoever is further behind lists its tasks again.
+# So many tasks may wait to be sent on one feed. A client that is further behind lists its tasks again.
 UNSENT_MAX: Final = 1_000
 
 What = Literal["task", "left", "gone"]
@@ -27,7 +27,7 @@ Reset = Literal["too_old", "too_much", "unknown"]
 
 
 class Wanted(Struct, frozen=True):
-    """The tasks that somebody follows: of *caller*, of *models*, in *statuses*, where None is all of them; with every
+    """The tasks that a client follows: of *caller*, of *models*, in *statuses*, where None is all of them; with every
     one of *labels*."""
 
     caller: str | None = None
@@ -36,7 +36,7 @@ class Wanted(Struct, frozen=True):
     labels: frozenset[Label] = frozenset()
 
     def covers(self, row: TaskRow) -> bool:
-        """Whether it is about the task at all, in whatever status."""
+        """Whether the task of *row* is among them, in whatever status."""
         is_of = self.caller in (None, row.caller) and (self.models is None or row.model in self.models)
         return is_of and self.labels.issubset(row.labels)
 
@@ -46,12 +46,12 @@ class Wanted(Struct, frozen=True):
 
 
 def sent_of(wanted: Wanted, before: TaskStatus | None, after: TaskStatus) -> What | None:
-    """What is sent on a feed of *wanted*, which covers the task, when its status changed. *before* is None where it is
-    not known. Pure.
+    """What is sent on a feed of *wanted*, which covers the task, when its record changed. *before* is None where the
+    status before is not known. Pure.
 
-    1. It is in a status that is followed: its state.
-    2. It was before, or may have been: that it left.
-    3. Nothing.
+    1. Its status is one that is followed: its state.
+    2. Its status was one before, or may have been: that it left.
+    3. Neither: nothing.
     """
     if wanted.has(after):  # 1
         return "task"
@@ -61,11 +61,10 @@ def sent_of(wanted: Wanted, before: TaskStatus | None, after: TaskStatus) -> Wha
 
 
 class News(Struct, frozen=True):
-    """What is sent on a feed next: that the client has to list again, for the reason *reset*; what became of which
-    task.
+    """What is sent on a feed next: what became of which task, and *reset*, the reason why the client has to list again.
 
-    *upto* is the revision up to which nothing is missing then; None while that is not known. *moved*: tasks that wait
-    may stand elsewhere in their queue. *caught_up*: what was sent before *upto* had come to it is behind *upto* now.
+    After that, nothing is missing up to the revision *upto*; None while that is not known. *moved*: tasks that wait may
+    stand elsewhere in their queue. *caught_up*: *upto* has now passed every change that was sent ahead of it.
     """
 
     changes: tuple[tuple[str, What], ...] = ()
@@ -76,7 +75,7 @@ class News(Struct, frozen=True):
 
 
 class Feed:
-    """One who follows *wanted*. Only `Feeds` changes it."""
+    """One client that follows *wanted*. Only `Feeds` changes it."""
 
     def __init__(self, wanted: Wanted, upto: Callable[[], int | None]) -> None:
         self.wanted = wanted
@@ -90,11 +89,11 @@ class Feed:
 
     @property
     def is_reset(self) -> bool:
-        """Whether the next news say that it has to list again."""
+        """Whether the next news says that the client has to list again."""
         return self._reset is not None
 
     def offer(self, task_id: str, what: What) -> None:
-        """Something became of a task. What was to be sent of it before is left out."""
+        """Puts *what* became of a task on the feed, in the place of what is unsent about it."""
         self._unsent.pop(task_id, None)
         self._unsent[task_id] = what
         if len(self._unsent) > UNSENT_MAX:
@@ -102,7 +101,7 @@ class Feed:
         self._wake.set()
 
     def reset(self, why: Reset) -> None:
-        """What it sent may not be all."""
+        """Changes may be missing: the client has to list again."""
         self._unsent.clear()
         self._reset = why
         self._wake.set()
@@ -123,7 +122,7 @@ class Feed:
         self._wake.set()
 
     async def news(self, *, idle_s: float) -> News | None:
-        """What there is to send, as soon as there is; with nothing in it after *idle_s*, and None when it is over."""
+        """What there is to send, as soon as there is any; empty news after *idle_s*; None when it is over."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(idle_s):
                 await self._wake.wait()
@@ -142,7 +141,7 @@ class Feeds:
     def __init__(self, log: ChangeLog | None = None) -> None:
         self._log = log or ChangeLog()
         self._feeds: dict[str | None, set[Feed]] = {}
-        # what this gateway wrote is offered before the watch brings it: up to which revision, of each feed
+        # per feed, the highest revision of this gateway's own writes that was offered before the watch brought it
         self._ahead: dict[Feed, int] = {}
         self._seen_upto = 0
         self._moves_announced = 0
@@ -161,7 +160,7 @@ class Feeds:
         for feed in self._of(row.caller):
             if feed.wanted.covers(row):
                 what = sent_of(feed.wanted, None if before is None else before.status, row.status)
-                # a task that is new to all has left nobody
+                # a task that was not known before cannot have left
                 if what is not None and not (what == "left" and before is None):
                     self._offer(feed, row, what)
 
@@ -175,8 +174,8 @@ class Feeds:
     def seen(self, revision: int) -> None:
         """The watch has brought everything up to *revision*, or, while the bucket is read, has come to it.
 
-        Whoever was sent a change before that is told at once from where to go on: a client that comes back is not sent
-        the change a second time.
+        A feed that sent a change ahead of the watch now sends the id that follows from it: a client that reconnects
+        with that id is not sent the change a second time.
         """
         self._seen_upto = revision
         if self._ahead:
@@ -185,7 +184,7 @@ class Feeds:
                 feed.catch_up()
 
     def again(self) -> None:
-        """The bucket is read once more, from its start: what was known of revisions may be wrong."""
+        """The watch reads the bucket again, from its start: what was known of revisions may be wrong."""
         self._is_whole, self._is_read_again = False, True
         self._ahead.clear()
         for feed in self._every():
@@ -193,12 +192,12 @@ class Feeds:
 
     def whole(self) -> None:
         """All that is in the bucket has been seen."""
-        if self._is_read_again:  # what is as it was did not count as a change
+        if self._is_read_again:  # an unchanged record did not count as a change
             self._log.forget(self._seen_upto)
         self._is_whole, self._is_read_again = True, False
 
     def announce_moves(self, moves: int) -> None:
-        """Tasks that wait may stand elsewhere in their queues if *moves* is more than at the last call."""
+        """Tasks that wait may stand elsewhere in their queues if *moves* has changed since the last call."""
         if moves == self._moves_announced:
             return
         self._moves_announced = moves
@@ -206,7 +205,7 @@ class Feeds:
             feed.moved()
 
     def close(self) -> None:
-        """Nothing is sent any more."""
+        """Ends every open feed, and every later one at once."""
         self._is_over = True
         for feed in self._every():
             feed.end()
@@ -215,7 +214,7 @@ class Feeds:
     def following(
         self, wanted: Wanted, *, since: int | None, row_of: Callable[[str], TaskRow | None]
     ) -> Iterator[Feed]:
-        """A feed of *wanted* until the block ends. What changed after the revision *since* is sent first, or that the
+        """A feed of *wanted* until the block ends. It first sends what changed after the revision *since*, or that the
         client has to list again. *row_of* gives what is known of a task."""
         feed = Feed(wanted, lambda: self.upto)
         if since is not None:
@@ -233,9 +232,9 @@ class Feeds:
                 del self._feeds[wanted.caller]
 
     def _catch_up(self, feed: Feed, since: int, row_of: Callable[[str], TaskRow | None]) -> None:
-        """1. A revision that this gateway has not seen: the bucket went back, or it is no revision of this one.
+        """1. This gateway has not seen the revision: the bucket went back, or it is a revision of another bucket.
         2. More has changed since than is remembered.
-        3. What changed since.
+        3. Otherwise: what changed since.
         """
         if self.upto is None or since > self.upto:  # 1
             feed.reset("unknown")

@@ -1,4 +1,4 @@
-"""The tasks whose records were deleted on request, by the deletion markers that the server keeps. In memory, pure."""
+"""The tasks whose records were deleted, by the deletion markers that the server keeps. In memory, pure."""
 
 from datetime import datetime, timedelta
 

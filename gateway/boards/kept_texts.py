@@ -1,4 +1,4 @@
-"""Texts that were made once and are sent to many. In memory, pure."""
+"""Texts that are made once and sent on many streams. In memory, pure."""
 
 from collections.abc import Callable, Collection
 from typing import Final
@@ -7,7 +7,7 @@ TEXTS_MAX: Final = 2_000
 
 
 class KeptTexts:
-    """The newest *most* texts, by what they are of: the id of a task, and what distinguishes its texts."""
+    """The newest *most* texts. The key of each is the id of a task, and what distinguishes the texts of that task."""
 
     def __init__(self, most: int = TEXTS_MAX) -> None:
         self._most = most

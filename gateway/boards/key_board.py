@@ -1,7 +1,7 @@
-"""Which API keys count, held in memory by watching KV `keys`.
+"""Which API keys are in force, held in memory by watching KV `keys`.
 
-A key that is added or revoked counts, or counts no more, on every gateway within a second. While the server is away,
-the keys that were known last stay in force.
+Every gateway accepts a new key, and refuses a revoked one, within a second. While the server is away, the keys that
+were known last stay in force.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ log = structlog.get_logger("keys")
 
 
 class Caller(Struct, frozen=True):
-    """Who asks, with which scopes; *key* is None where the gateway is open and asks for none."""
+    """Who calls, with which scopes; *key* is None where the gateway is open and requires none."""
 
     name: str
     scopes: tuple[Scope, ...]
@@ -46,7 +46,7 @@ class Caller(Struct, frozen=True):
         return None if self.may("admin") else self.name
 
     def sees(self, task: GenerationTask) -> bool:
-        """Whether *task* exists as far as the caller may know."""
+        """Whether the caller may know of *task*."""
         return self.sees_only in (None, task.caller)
 
 
@@ -56,8 +56,8 @@ ANYBODY: Final = Caller(ANONYMOUS, SCOPES)
 class KeyBoard:
     """The API keys as this gateway knows them. `start` it before use.
 
-    With *opens_without_keys* everybody may do everything until the first key is made; from then on never again, also
-    when every key is revoked.
+    With *opens_without_keys* everybody may do everything until the first key is made. From then on the gateway stays
+    closed, even when every key is revoked.
     """
 
     def __init__(self, *, opens_without_keys: bool) -> None:
@@ -70,7 +70,7 @@ class KeyBoard:
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen.
 
-        Raises NoKeys where nobody could be let in and the gateway may not be open; TransportUnavailable.
+        Raises NoKeys where no key is in force and the gateway may not be open; TransportUnavailable.
         """
         await (await Bucket(link, API_KEYS).watch(self.on_key)).wait()
         self._is_started = True
@@ -112,7 +112,7 @@ class KeyBoard:
         return sorted(self._unreadable)
 
     def caller(self, authorization: Sequence[str]) -> Caller | None:
-        """Who presents these `Authorization` headers; None where no key that counts is presented.
+        """Who presents these `Authorization` headers; None where they present no key in force.
 
         Only a single header, of the form `Bearer KEY`, names a caller.
         """
@@ -125,13 +125,12 @@ class KeyBoard:
         return Caller(key.caller, key.scopes, key)
 
     def claimed(self, authorization: Sequence[str]) -> ApiKey | None:
-        """The key that these headers name, whatever their secret, and whether or not it is in force; it lets nobody
-        in."""
+        """The key that these headers name, whatever their secret, in force or not. It grants no access."""
         presented = _presented(authorization)
         return None if presented is None else self._keys.get(presented.id)
 
     def still_counts(self, caller: Caller) -> bool:
-        """Whether *caller*, who was let in before, would be let in now: for answers that take their time."""
+        """Whether *caller*, who was let in before, would be let in now: for answers that take long."""
         if caller.key is None:
             return self.is_open
         known = self._keys.get(caller.key.id)

@@ -1,4 +1,4 @@
-"""Which lanes there are, held in memory by watching KV `lanes`, and where routing sends a request by that."""
+"""The known lanes, held in memory by watching KV `lanes`, and where routing sends a request accordingly."""
 
 from datetime import datetime, timedelta
 from typing import Literal
@@ -26,10 +26,10 @@ log = structlog.get_logger("lane_board")
 
 
 class Lane(Struct, frozen=True):
-    """What a lane last said, and since when it says so, as far as this gateway heard.
+    """The last report of a lane, and since when its state is the reported one, as far as this gateway heard.
 
-    *kept* is what a decision keeps of it: made once for each heartbeat, and not for each of a hundred lanes on each
-    request.
+    *kept* is the part that a decision stores. It is made once for each heartbeat, and not for each of a hundred lanes
+    on each request.
     """
 
     report: LaneReport
@@ -63,7 +63,7 @@ class LaneBoard:
             return
         heartbeat = entry.value
         if heartbeat is None:
-            return  # it cannot be read: what the lane said before stands
+            return  # it cannot be read: the lane's last report stands
         before = lanes.get(entry.key)
         is_new = before is None or before.report.state is not heartbeat.state
         report = LaneReport(
@@ -77,11 +77,11 @@ class LaneBoard:
         lanes[entry.key] = Lane(report, input_of(report), heartbeat, since)
         if is_new:
             is_flip = before is not None and before.report.state.readiness is heartbeat.state.readiness
-            say = log.debug if is_flip else log.info  # between busy and warm it goes with every task
+            say = log.debug if is_flip else log.info  # every task takes a lane from warm to busy and back
             say("lane_state", model=model, worker=heartbeat.worker, state=heartbeat.state.value)
 
     def drop_expired(self, now: datetime) -> None:
-        """Forgets lanes whose key the server has dropped by age; the server sends no message of that."""
+        """Forgets lanes whose key the server has dropped by age; the server sends no message about that."""
         oldest = now - timedelta(seconds=LANES_TTL_S)
         for lanes in self._lanes.values():
             for key in [key for key, lane in lanes.items() if _heard_at(lane) < oldest]:
@@ -92,7 +92,8 @@ class LaneBoard:
         return [lane for _, lane in sorted(self._lanes.get(model, {}).items())]
 
     def judged_at(self, now: datetime) -> datetime:
-        """The moment as of which the silence of lanes is judged: *now*, or the cut from which this gateway recovers."""
+        """The moment as of which the silence of lanes is judged: *now*, or, while this gateway recovers from a lost
+        connection, the moment when it lost it."""
         if self._link is None:
             return now
         return judged_at(
@@ -103,11 +104,11 @@ class LaneBoard:
         )
 
     def reports(self, model: str) -> list[LaneReport]:
-        """What the lanes of *model* last said."""
+        """The last report of each lane of *model*."""
         return [lane.report for lane in self._lanes.get(model, {}).values()]
 
     def outcome(self, model: str, now: datetime) -> Route:
-        """What routing says of a request for *model* at *now*."""
+        """Where routing sends a request for *model* at *now*."""
         return route(
             self.reports(model),
             forced_degraded=self.switches.mode(model).mode == "degraded",
@@ -147,11 +148,12 @@ class LaneBoard:
         return "lane" if isinstance(outcome, ToLane) else "degraded", decision
 
     def is_silent(self, lane: Lane, now: datetime) -> bool:
-        """Whether nobody relies on what *lane* said last: it was not heard of within the health timeout."""
+        """Whether the last report of *lane* no longer counts: nothing was heard from it within the health timeout."""
         return lane.report.healthy_at < self.judged_at(now) - timedelta(seconds=self._health_timeout_s)
 
     def states(self, model: str, now: datetime) -> tuple[list[LaneState], bool]:
-        """The states of *model*'s lanes that were heard of lately, and whether one of them is ready."""
+        """The states of *model*'s lanes that were heard from within the health timeout, and whether one of them is
+        ready."""
         judged = self.judged_at(now)
         oldest = judged - timedelta(seconds=self._health_timeout_s)
         recent = [report for report in self.reports(model) if report.healthy_at >= oldest]
@@ -166,7 +168,7 @@ class LaneBoard:
         )
 
     def has_evicted(self, model: str) -> bool:
-        """Whether a lane of *model* gave its pipeline up and would load it on demand."""
+        """Whether a lane of *model* gave up its pipeline, and would load it on demand."""
         return any(lane.report.state is LaneState.EVICTED for lane in self._lanes.get(model, {}).values())
 
 

@@ -28,10 +28,10 @@ class LeaderBoard:
         self._leadership = entry.value
 
     def is_alive(self, now: datetime) -> bool:
-        """Whether a worker serves the degraded queue: one leads, and has its slot."""
+        """Whether a worker serves the degraded queue: it leads, and has its slot."""
         if self._leadership is not None and not self._leadership.serves:
             return False
-        # the server puts a marker where the key expires; the age is for one that came and went while the watch was cut
+        # the server puts a marker when the key expires; the age is for a marker that the watch missed while it was cut
         return self._seen_at is not None and now - self._seen_at < timedelta(seconds=2 * LEADER_TTL_S)
 
     def leader(self, now: datetime) -> Leadership | None:

@@ -1,6 +1,6 @@
-"""How many event streams are open, and how many requests wait for the end of a task, and for whom.
+"""How many event streams each caller has open, and how many of its requests wait for the end of a task.
 
-One that is open costs memory for as long as its client likes.
+Each of them costs memory for as long as its client keeps it open.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class Place:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Frees the place when the block ends, however it does."""
+        """Frees the place when the block ends, in whatever way."""
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Whoever waits for news of a task: long-polls and event streams. They wait in memory, and cost the server nothing."""
+"""The long-polls and event streams that wait for news of a task. They wait in memory, and cost the server nothing."""
 
 import asyncio
 import contextlib
@@ -15,9 +15,9 @@ MOVED_AT_ONCE: Final = 50
 
 
 class _Reader:
-    """Somebody who waits for news of one task.
+    """One request that waits for news of one task.
 
-    *seen_ahead*: for one who also hears of another place in the queue, how many stood ahead in the news read last.
+    *seen_ahead* is how many tasks stood ahead in the news that it read last; None if places are no news to it.
     """
 
     __slots__ = ("news", "seen_ahead")
@@ -27,7 +27,7 @@ class _Reader:
         self.seen_ahead: int | None = None
 
     def offer(self, news: Snapshot | None) -> None:
-        """Puts *news* behind what is unread; where that is much, the oldest of it makes room."""
+        """Puts *news* behind what is unread. Where that is too much, the oldest of it makes room."""
         if self.news.full():
             self.news.get_nowait()
         self.news.put_nowait(news)
@@ -54,17 +54,17 @@ class Readers:
             reader.offer(None)
 
     def close(self) -> None:
-        """Wakes everybody who waits; nobody waits any more."""
+        """Wakes every reader; none waits from now on."""
         self._closed = True
         for task_id in self._readers:
             self.publish_lost(task_id)
 
     async def changes(self, snapshot: Snapshot, *, idle_s: float) -> AsyncIterator[Snapshot | None]:
-        """The task as it is now, then every change, until it has ended, or its record is gone, or all is closed.
+        """The task as it is now, then every change, until it has ended, or its record is gone, or `close` is called.
 
-        As long as it waits, another place in its queue is a change too, when `announce_moves` is called. None is
-        yielded after every *idle_s* without a change. A reader that falls far behind misses snapshots in between, never
-        the last one.
+        While the task waits, another place in its queue is a change too, when `announce_moves` is called. This yields
+        None after every *idle_s* without a change. A reader that falls far behind misses snapshots in between, but
+        never the last one.
         """
         with self._reader(snapshot.task.id) as reader:
             latest = self._latest(snapshot)
@@ -103,7 +103,7 @@ class Readers:
     async def announce_moves(self) -> None:
         """Wakes those readers of `changes` whose task stands elsewhere in its queue than in the news that they read.
 
-        It costs nothing while nobody moved. Others run in between.
+        It costs nothing while no task has moved, and lets other work run in between.
         """
         if self._moves_announced == (moves := self._work_queues.moves):
             return
@@ -119,7 +119,7 @@ class Readers:
             return
         ahead = self._work_queues.ahead_of(snapshot.task)
         for reader in self._readers.get(task_id, ()):
-            # one with unread news sees the place of then, when it comes to read it
+            # a reader with unread news sees the place as it is when it reads them
             if reader.seen_ahead not in (None, ahead) and reader.news.empty():
                 reader.offer(snapshot)
 

@@ -1,6 +1,7 @@
-"""What the last hour was like, by the minute, and the newest swaps: from the records as they come. In memory, pure.
+"""What became of the tasks of the last hour, by the minute, and the newest swaps: from the records as they come. In
+memory, pure.
 
-A gateway that starts reads the records of the hour before, so that only refusals without a record are missing then.
+A gateway that starts reads the records of the hour before, and lacks only refusals without a record.
 """
 
 from collections import deque
@@ -21,8 +22,8 @@ Route = Literal["lane", "degraded"]
 
 
 class Minute(Struct, kw_only=True):
-    """What became of tasks of *model* on *route* in the minute that began at *at*: of those that a worker started, how
-    long they had waited, in seconds in all and at most; and how many ended how."""
+    """What became of tasks of *model* on *route* in the minute that began at *at*: how many a worker started, and how
+    long these had waited in all and at most, in seconds; and how many ended in which way."""
 
     at: datetime
     model: str
@@ -61,8 +62,8 @@ class RecentWork:
     def take_in(self, before: TaskStatus | None, task: GenerationTask, now: datetime) -> None:
         """The record of *task* is new, or changed; its status was *before*, None where that is not known.
 
-        1. A worker took it, from a queue or before this gateway knew it: it started.
-        2. It ended, and had not ended before: what it ended as, and its swap.
+        1. A worker took it, from a queue or before this gateway knew it: it counts as started.
+        2. It has ended, and had not ended before: the way in which it ended counts, and its swap is kept.
         """
         was_waiting = before in (None, TaskStatus.PENDING)
         if was_waiting and task.claimed_at is not None and task.claimed_at >= task.queued_at:  # 1
@@ -88,12 +89,13 @@ class RecentWork:
             )
 
     def forget(self, task_id: str) -> None:
-        """The record of *task_id* is gone: its swap too, and what was counted of it stays."""
+        """The record of *task_id* is gone: its swap goes too, but what was counted of it stays."""
         if any(each.task_id == task_id for each in self._swaps):
             self._swaps = deque((each for each in self._swaps if each.task_id != task_id), maxlen=SWAPS_MAX)
 
     def refused(self, model: str, now: datetime) -> None:
-        """This gateway refused a request for *model*, of which there is no record: the degraded queue was full."""
+        """This gateway refused a request for *model*, of which there is no record: the degraded queue was full, or no
+        worker was expected to be free in time."""
         minute = self._minute(now, model, "degraded", now)
         if minute is not None:
             minute.overloaded += 1

@@ -22,7 +22,7 @@ class SlotBoard:
         await (await Bucket(link, SHOWN_SLOTS).watch(self.on_entry)).wait()
 
     def on_entry(self, entry: Versioned[VideoPipelineSlot]) -> None:
-        """Something else is resident on a slot, or the slot is gone."""
+        """What is resident on a slot has changed, or the slot is gone."""
         slot = entry.value
         if slot is None:
             self._slots.pop(entry.key, None)
@@ -30,6 +30,6 @@ class SlotBoard:
             self._slots[entry.key] = slot, entry.time
 
     def slots(self, now: datetime) -> list[VideoPipelineSlot]:
-        """What is resident on which slot, by name. Of a worker that is gone only a quarantine is kept."""
+        """What is resident on which slot, by name. Of a worker that is gone, only a quarantined slot is shown."""
         judged = self._judged_at(now)
         return [slot for _, (slot, at) in sorted(self._slots.items()) if is_shown(slot, written_at=at, now=judged)]

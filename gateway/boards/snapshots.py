@@ -25,7 +25,7 @@ class Snapshots:
         self._finished: OrderedDict[str, Snapshot] = OrderedDict()
 
     def put(self, snapshot: Snapshot) -> None:
-        """Takes in *snapshot* in the place of an earlier one; of those that have ended the oldest makes room."""
+        """Takes in *snapshot* in the place of an earlier one. The oldest task that has ended makes room."""
         task_id = snapshot.task.id
         if snapshot.task.status.is_terminal:
             self._live.pop(task_id, None)
@@ -37,7 +37,7 @@ class Snapshots:
             self._finished.pop(task_id, None)
 
     def pop(self, task_id: str) -> None:
-        """Forgets *task_id*; one that is unknown is fine."""
+        """Forgets *task_id*; an unknown task is fine."""
         self._live.pop(task_id, None)
         self._finished.pop(task_id, None)
 

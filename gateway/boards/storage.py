@@ -1,4 +1,4 @@
-"""How much the queue may still store, and whether a new request is taken on that (ADR 0031)."""
+"""How much nats-server may still store, and whether that is enough to take a new request (ADR 0031)."""
 
 import asyncio
 import shutil
@@ -13,7 +13,7 @@ from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 
 LOOK_EVERY_S: Final = 5.0
-# As nats.conf says it.
+# As in nats.conf.
 DEFAULT_LIMIT_BYTES: Final = 20 * 1024**3
 # How long the last reading counts. After that nothing is known, and the server itself decides.
 KNOWN_FOR_S: Final = 30.0
@@ -39,19 +39,20 @@ class Storage(Struct, frozen=True, kw_only=True):
 
     @property
     def takes_requests(self) -> bool:
-        """Whether one more fits beside what those in hand need to end; of a small store a tenth is kept for them."""
+        """Whether one more request fits beside what the tasks in hand need to end. A small store keeps a tenth."""
         return self.room_bytes >= min(RESERVED_BYTES, self.limit_bytes // 10)
 
 
 class StorageFull(Exception):
-    """A new request is refused so that those in hand can end; nothing was written."""
+    """A new request is refused so that the tasks in hand can end; nothing was written."""
 
 
 class StorageWatch:
     """Asks the server every few seconds."""
 
     def __init__(self, *, limit_bytes: int, store: Path) -> None:
-        """*limit_bytes* is the server's `max_file_store`, which it does not report; *store* its folder, if here."""
+        """*limit_bytes* is the server's `max_file_store`, which it does not report. *store* is its folder, if on this
+        machine."""
         self._limit_bytes = limit_bytes
         self._store = store
         self._known: tuple[Storage, float] | None = None

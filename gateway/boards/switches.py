@@ -1,4 +1,4 @@
-"""What the operator wants of each model's lanes, held in memory by watching KV `control`."""
+"""The operator's switch of each model's lanes, held in memory by watching KV `control`."""
 
 from collections.abc import Callable, Container
 from contextlib import suppress
@@ -40,7 +40,7 @@ class Switches:
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
         self._bucket = Bucket(link, SWITCHES)
-        # the newest value may be one that is ignored: the last usable one before it stands
+        # with the history: where the newest value is ignored, the last usable one before it stands
         await (await self._bucket.watch(self.on_entry, history=True, on_again=self._revisions.clear)).wait()
 
     def on_entry(self, entry: Versioned[LaneSwitch]) -> None:
@@ -70,7 +70,7 @@ class Switches:
         return self._revisions.get(control_key(model), 0)
 
     def ignored(self, models: Container[str]) -> list[IgnoredControl]:
-        """What stands in KV `control` and is ignored, by key; also a switch whose model is none of *models*."""
+        """The ignored entries of KV `control`, by key, including a switch whose model is none of *models*."""
         nobodys = [
             IgnoredControl(control_key(model), mode.mode, mode.since)
             for model, mode in self._modes.items()
@@ -79,10 +79,10 @@ class Switches:
         return sorted([*self._ignored.values(), *nobodys], key=lambda ignored: ignored.key)
 
     async def set(self, model: str, mode: LaneMode, *, require: Callable[[int], None] | None = None) -> None:
-        """Sets the switch of *model*; it counts here at once, with the server's time.
+        """Sets the switch of *model*. This gateway obeys it at once, with the server's time.
 
-        *require* is called with each revision that would be replaced, and raises where that must not be; without it
-        whatever stands there is replaced. Raises TransportUnavailable: then the switch may be set or not.
+        *require* is called with each revision that would be replaced, and raises where it must not be replaced. Without
+        *require*, any value is replaced. Raises TransportUnavailable: then the switch may or may not be set.
         """
         key, switch = control_key(model), LaneSwitch(mode)
         if require is None:
@@ -98,6 +98,6 @@ class Switches:
             stored = await self._bucket.get(key)
             revision = 0 if stored is None else stored.revision
             require(revision)
-            with suppress(WrongRevision):  # somebody was faster: look again
+            with suppress(WrongRevision):  # another writer was faster: look again
                 await self._bucket.update(key, switch, revision=revision)
                 return

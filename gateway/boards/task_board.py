@@ -1,6 +1,6 @@
 """Tasks held in memory by watching KV `tasks`: live ones and the newest finished ones whole, older ones as a row.
 
-`Readers` wait for news of one task and `Feeds` for that of many, so that long-polls and event streams cost the server
+`Readers` wait for news of one task and `Feeds` for news of many, so that long-polls and event streams cost the server
 nothing.
 """
 
@@ -24,7 +24,7 @@ from ops.nats.bucket import Versioned
 from ops.nats.link import NatsLink
 from ops.nats.records import Change, KnownTask, Moved, TaskRecords
 
-# To forget one takes some 10 µs; all of a day at once would hold up every request.
+# To forget one task takes some 10 µs; all tasks of a day at once would hold up every request.
 FORGOTTEN_AT_ONCE: Final = 200
 FORGOTTEN_MAX: Final = 100_000
 
@@ -32,14 +32,14 @@ FORGOTTEN_MAX: Final = 100_000
 class TaskBoard:
     """Every task that has a record. `start` it before use.
 
-    *work_queues* says which tasks wait and run on each work queue, *deadlines* which are to be looked at when,
-    *expiries* which are to be forgotten when. *index* has a row of every task. *readers* are those who wait for news of
-    one, *feeds* those who follow many. *recent* is what became of tasks lately, *forgotten* names those whose record
-    was deleted. Only the board changes them.
+    *work_queues* says which tasks wait and run on each work queue, *deadlines* when to look at each task, *expiries*
+    when to forget it. *index* has a row of every task. *readers* wait for news of one task, *feeds* follow many.
+    *recent* is what became of tasks lately. *forgotten* names the tasks whose record was deleted. Only the board
+    changes them.
     """
 
     def __init__(self, name: str = "gateway") -> None:
-        """*name* is this gateway's own among those of one deployment."""
+        """*name* is this gateway's name, unique in its deployment."""
         self.work_queues = WorkQueues()
         self.deadlines = Deadlines(name)
         self.expiries = Expiries()
@@ -78,7 +78,7 @@ class TaskBoard:
         known = self.index.get(entry.key)
         if known is not None and (known.revision, known.written_at) == (entry.revision, entry.time):
             self.index.confirm(entry.key)
-            return  # the bucket was read once more, and it is as it was
+            return  # the watch read the bucket again, and the record is unchanged
         if entry.value is not None:
             self.record(entry.value, entry.revision, entry.time)
 
@@ -128,7 +128,7 @@ class TaskBoard:
         return self._snapshots.get(task_id) or await self.read(task_id)
 
     async def read(self, task_id: str) -> Snapshot | None:
-        """The task's snapshot from the server, whatever is in memory; None where no record is, or none to be read.
+        """The task's snapshot from the server, whatever is in memory; None without a record that can be read.
 
         Raises TransportUnavailable.
         """
@@ -157,7 +157,7 @@ class TaskBoard:
         known: KnownTask | None = None,
         around: Callable[[GenerationTask], AbstractContextManager[object]] = lambda _: nullcontext(),
     ) -> Moved | None:
-        """`TaskRecords.move`, of which what is read and written is taken in. Raises TransportUnavailable."""
+        """As `TaskRecords.move`; the board takes in what that reads and writes. Raises TransportUnavailable."""
         moved = await self._records.move(task_id, change, known=known, read=self.read, around=around)
         if moved is not None and moved.before is not None:
             self.record(moved.task, moved.revision, datetime.now(UTC))
@@ -170,9 +170,9 @@ class TaskBoard:
         self._forget(task_id)
 
     async def drop_expired(self, *, keep_s: float, now: datetime) -> None:
-        """Forgets tasks whose record the server has dropped by age; the server sends no message of that.
+        """Forgets tasks whose record the server has dropped by age; the server sends no message about that.
 
-        Others run in between. Of more than FORGOTTEN_MAX the rest is left for the next call.
+        It lets other work run in between. Of more than FORGOTTEN_MAX tasks it leaves the rest for the next call.
         """
         oldest = now - timedelta(seconds=keep_s)
         self.forgotten.drop_expired(keep_s=keep_s, now=now)
@@ -197,8 +197,8 @@ class TaskBoard:
 
 
 def named_paths(task: GenerationTask) -> tuple[str, ...]:
-    """The objects that *task* owns: its image, its video or the one that is being made, and that one's thumbnail; none
-    if it was refused."""
+    """The objects that *task* owns: its image, and its video with its thumbnail, finished or being made; none if it was
+    refused."""
     if task.was_refused:
         return ()
     if not task.status.is_terminal:

@@ -1,6 +1,7 @@
 """What a gateway remembers of every task, however old: found by id, listed newest first, forgotten oldest first.
 
-Each costs what it yields and not what there is: a million tasks of others make no listing slower. In memory, pure.
+The cost of each depends on what it yields, not on how many tasks there are: a million tasks of other callers make no
+listing slower. In memory, pure.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ Place = tuple[datetime, str]
 
 _EVERYBODY: Final = None
 _Shelves = dict[tuple[TaskStatus, str], Any]  # SortedLists of places: as many as statuses and models
-_Room = tuple[str | None, Label | None]  # of a caller's tasks with a label; None is everybody's, or all
+_Room = tuple[str | None, Label | None]  # a caller and a label; None is every caller, or every task
 
 
 class TaskRow(Struct, frozen=True, gc=False):
@@ -43,7 +44,7 @@ class TaskIndex:
     """The rows. Every row stands on two shelves, its caller's and everybody's, each of one status and one model; and
     on two more for each of its labels.
 
-    A row can be in doubt: while the bucket is read once more, the server may have lost the record (ADR 0030).
+    A row can be in doubt while the watch reads the bucket again: the server may have lost the record (ADR 0030).
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class TaskIndex:
         return self._rows.get(task_id)
 
     def rows(self) -> tuple[TaskRow, ...]:
-        """Every row, those that were written first first."""
+        """Every row, in the order in which they were last written."""
         return tuple(self._rows.values())
 
     def is_known(self, task_id: str, revision: int) -> bool:
@@ -80,7 +81,7 @@ class TaskIndex:
         return list(self._doubted)
 
     def put(self, row: TaskRow) -> None:
-        """Takes in *row*, in the place of an earlier one of its id, which may have been made at another time."""
+        """Takes in *row*, in the place of an earlier one with its id, whose task may have been made at another time."""
         self._doubted.discard(row.id)
         known = self._rows.pop(row.id, None)
         self._rows[row.id] = row
@@ -91,7 +92,7 @@ class TaskIndex:
             self._shelve(row)
 
     def pop(self, task_id: str) -> TaskRow | None:
-        """Forgets *task_id*; its row, if there was one."""
+        """Forgets *task_id*. Returns its row, if there was one."""
         self._doubted.discard(task_id)
         row = self._rows.pop(task_id, None)
         if row is not None:
@@ -112,9 +113,9 @@ class TaskIndex:
     ) -> list[Place]:
         """The places of at most *limit* tasks that match, newest first, starting after *before*. None matches all.
 
-        With *oldest_first* it is the other way round, and begins after *before* all the same. A task matches that has
-        every one of *labels*, and was made at *since* or later. Of several labels, those tasks are looked at that have
-        the rarest.
+        With *oldest_first* the order is reversed, and still begins after *before*. A matching task has every one of
+        *labels*, and was made at *since* or later. With several labels, only the tasks that have the rarest of them are
+        looked at.
         """
         rooms = [self._shelves.get((caller, label), {}) for label in labels or (None,)]
         rarest = min(rooms, key=lambda shelves: sum(map(len, shelves.values())))
@@ -140,7 +141,8 @@ class TaskIndex:
     def written_before(self, moment: datetime, *, limit: int) -> list[str]:
         """The ids of at most *limit* tasks that were last written before *moment*, the oldest first.
 
-        Rows come in the order of their writes but for the difference of two clocks, by which one may be found later.
+        Rows come in the order of their writes, except for the difference of two clocks: a row may be found that much
+        later.
         """
         found: list[str] = []
         for row in self._rows.values():

@@ -1,4 +1,4 @@
-"""Who waits and who runs on each work queue, and how long tasks took there. In memory; the task board feeds it."""
+"""The tasks that wait and run on each work queue, and how long tasks took there. In memory; the task board feeds it."""
 
 import bisect
 import math
@@ -23,7 +23,7 @@ class WorkQueue:
         self._running: dict[str, GenerationTask] = {}
         self._kinds: Counter[tuple[Priority, str]] = Counter()
         self.ledger = Ledger()
-        """What the order of those who serve it remembers, as far as their claims show."""
+        """What the workers of the queue remember for their order, as far as their claims show."""
         self.changes = 0
         """Grows whenever a task comes or goes, and when one is claimed."""
         self.moves = 0
@@ -36,7 +36,7 @@ class WorkQueue:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all that wait are of one class and caller: the order of arrival is the right one then."""
+        """Whether all waiting tasks are of one class and caller: they are then taken in order of arrival."""
         return len(self._kinds) <= 1
 
     @property
@@ -74,8 +74,8 @@ class WorkQueue:
             del self._running[task.id]
 
     def charge(self, task: GenerationTask, *, service_s: float, at_s: float) -> None:
-        """A worker of one model claimed *task* at *at_s*, which waited here; it will run for *service_s*."""
-        # of each class that waits one is enough: the ledger asks which there are
+        """A lane claimed *task*, which waited here, at *at_s*. The task will run for *service_s*."""
+        # one task of each waiting class is enough: the ledger only asks which classes wait
         waits = [
             Waiting(task_id="", model=task.model, queued_s=at_s, deadline_s=math.inf, priority=priority)
             for priority in {priority for priority, _ in self._kinds}
@@ -94,9 +94,9 @@ class WorkQueues:
         self._service_s: dict[tuple[str, str], deque[float]] = {}
         self._median_s: dict[tuple[str, str], float] = {}
         self.degraded_ahead_of: Callable[[GenerationTask], int] | None = None
-        """Who knows the order of the degraded queue sets it; without it, it is that of arrival."""
+        """How many tasks go before one on the degraded queue. `Turns` sets it; without it, arrival decides."""
         self.lane_ahead_of: Callable[[GenerationTask], int] | None = None
-        """The same for the queues of lanes, asked where classes or callers differ."""
+        """The same for the queues of lanes, where classes or callers differ; `LaneTurns` sets it."""
 
     def of(self, route: Literal["lane", "degraded"], model: str) -> WorkQueue:
         """The queue that carries tasks of *model* on *route*."""
@@ -134,7 +134,7 @@ class WorkQueues:
             if task.route == "lane" and task.claimed_at is not None and before is not None and _waited(before, task):
                 service_s = self.service_s("lane", task.model) or 0.0
                 queue.charge(before, service_s=service_s, at_s=task.claimed_at.timestamp())
-        # only a task that ended while it was claimed has an owner then: what ended in the queue was not served
+        # only a task that ended while it was claimed has an owner then: one that ended in the queue was not served
         elif task.owner is not None and task.claimed_at is not None and task.finished_at is not None:
             samples = self._service_s.setdefault((task.route, task.model), deque(maxlen=SAMPLES_MAX))
             samples.append(max(0.0, (task.finished_at - task.claimed_at).total_seconds()))

@@ -31,8 +31,8 @@ from ops.telemetry.export import metrics_text
     **needs(None),
 )
 async def get_settings(services: NamedDependency[Services], caller: NamedDependency[Caller]) -> SettingsView:
-    """What a client needs for a form: every model with the limits, defaults and fixed values of its fields, and why those
-    are fixed; the classes that the key may name; and the scopes and bounds of the key."""
+    """What a client needs for a form: every model with the limits, defaults and fixed values of its fields, and why
+    those are fixed; the classes that the key may name; and the scopes and bounds of the key."""
     return settings_view(
         services.catalog,
         caller,

@@ -39,7 +39,7 @@ async def list_models(services: NamedDependency[Services]) -> ServedModels:
     **needs(None),
 )
 async def get_model(services: NamedDependency[Services], model: FromPath[str]) -> ServedModel:
-    """The model of this name or alias, under its name."""
+    """The model of this name or alias. Its `id` is its name."""
     entry = services.catalog.resolve(model)
     if entry is None:
         known = ", ".join(sorted(services.catalog.models))
