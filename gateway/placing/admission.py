@@ -38,11 +38,11 @@ log = structlog.get_logger("admission")
 
 
 Complete = Callable[[AcceptedRequest, str], Awaitable[AcceptedRequest]]
-"""Brings the image of a request of that caller."""
+"""Fetches the image that a request of that caller names."""
 
 
 async def complete_as_it_is(request: AcceptedRequest, _: str) -> AcceptedRequest:
-    """Of requests that carry their images."""
+    """For requests that carry their images."""
     return request
 
 
@@ -51,7 +51,7 @@ class KeyReused(Exception):
 
 
 class _Refused(Exception):
-    """*decision* sent a request to the degraded queue, whose *limit* keeps it out: nothing was written of it."""
+    """*decision* sent a request to the degraded queue, whose *limit* keeps it out. Nothing of it was written."""
 
     def __init__(self, decision: RoutingDecision, limit: Literal["depth", "expected"]) -> None:
         super().__init__(decision.outcome)
@@ -60,9 +60,9 @@ class _Refused(Exception):
 
 
 class Submitter(Struct, frozen=True):
-    """Who sends a request, and what they say beside it. *promised*: they are given the id at once, and not held.
-    *require* raises what speaks against a new task of theirs. *in_batch*: the others of its batch may still refuse it;
-    no task makes room for it, and it is promised with them, on a lane too."""
+    """Who sends a request, and what comes with it. *promised*: the client gets the id at once, and is not held.
+    *require* raises where the caller may not have a new task. *in_batch*: the other requests of its batch may still
+    make it fail. It displaces no waiting task, and it is promised only with its batch, even on a lane."""
 
     caller: str
     key: str | None
@@ -74,7 +74,7 @@ class Submitter(Struct, frozen=True):
 
 
 class Placed(Struct, frozen=True):
-    """A task in its place. Not *is_ours*: an equal request of the same key, which came first, has made it."""
+    """A task that is queued and recorded. Not *is_ours*: an equal request with the same key came first and made it."""
 
     snapshot: Snapshot
     is_ours: bool
@@ -97,8 +97,8 @@ class Admission:
         require_room: Callable[[], None] = lambda: None,
         complete: Complete = complete_as_it_is,
     ) -> None:
-        """*require_room* raises StorageFull where the server has no room for one more request. *complete* brings the
-        image of a request that only names it, and raises what speaks against it."""
+        """*require_room* raises StorageFull where the server has no room for one more request. *complete* fetches the
+        image of a request that only names it, and raises where it cannot be used."""
         self.require_room = require_room
         self.complete = complete
         self._link = link
@@ -127,14 +127,15 @@ class Admission:
         hold_s: float | None = None,
         require: Callable[[], None] = lambda: None,
     ) -> Snapshot:
-        """The task of *request*, whose id its caller may learn; the same one again for the same *caller* and *key*.
+        """The task of *request*, whose id may be given to the caller; the same task again for the same *caller* and
+        *key*.
 
-        On a lane it comes at once. On the degraded queue it comes when a worker has claimed it; *until_gone* returns
-        when the caller hangs up meanwhile. Without *until_gone* it comes at once there too. After *hold_s* it comes as
-        it is then, and is promised. *require* is called before a new task is made, and raises what speaks against it.
-        Raises StorageFull (nothing was written), KeyReused, Overloaded, CallerGone, StorageFailed (it will not run),
-        TransportUnavailable (it may or may not run: the same key finds out), and what `complete` raises (nothing was
-        written).
+        On a lane this returns at once. On the degraded queue it returns when a worker has claimed the task.
+        *until_gone* returns when the caller hangs up meanwhile. Without *until_gone* this returns at once there too.
+        After *hold_s* it returns the task as it is then, promised. *require* is called before a new task is made, and
+        raises where there may be none. Raises StorageFull (nothing was written), KeyReused, Overloaded, CallerGone,
+        StorageFailed (it will not run), TransportUnavailable (it may or may not run: the same key finds out), and what
+        `complete` raises (nothing was written).
         """
         sender = Submitter(caller, key, priority, traceparent, promised=until_gone is None, require=require)
         while True:
@@ -161,13 +162,13 @@ class Admission:
         return (await self.place(request, sender, task_id)).snapshot
 
     async def place(self, request: AcceptedRequest, sender: Submitter, task_id: str) -> Placed:
-        """The task of *request*, which is complete, queued and recorded as *task_id*. Raises as `accept` does."""
+        """Queues and records *request*, which is complete, as *task_id*. Raises as `accept` does."""
         try:
             task, found = await self._queue(request, sender, task_id)
         except _Refused as refused:
             await self._fallbacks.sent(request.model, refused.decision, served=0)
             raise self.overload.refused(refused.limit, request.model, sender.priority) from refused
-        is_ours = _task_of(found).created_at == task.created_at  # and not an equal request's, which came first
+        is_ours = _task_of(found).created_at == task.created_at  # and not that of an equal request, which came first
         if is_ours:
             if task.route == "degraded" and task.decision is not None:
                 await self._fallbacks.sent(task.model, task.decision, served=1)
@@ -175,7 +176,7 @@ class Admission:
         with span("record", of_task(_task_of(found))):
             snapshot = await self._record(found, request, is_ours=is_ours)
         if snapshot.task.was_refused:
-            # it ended before we could record it; an image that came after that has nobody to remove it
+            # it ended before this gateway could record it; nobody else removes an image that was stored after that
             await remove_leftovers(snapshot.task, link=self._link, artifacts=self._artifacts)
         self.require_kept(snapshot.task)
         if is_ours:
@@ -183,37 +184,37 @@ class Admission:
         return Placed(snapshot, is_ours)
 
     def require_kept(self, task: GenerationTask) -> None:
-        """Raises what *task* was refused for, Overloaded or StorageFailed. Of one that was withdrawn or taken back it
-        raises nothing: whoever comes now with its key makes another."""
+        """Raises the reason for which *task* was refused, Overloaded or StorageFailed. It raises nothing for a task
+        that was withdrawn or taken back: the next request with its key makes another."""
         if is_overloaded(task):
             raise self.overload.late(task)
         if task.was_refused and not task.withdrawn and task.error is not None:
             raise StorageFailed(task.error.message)
 
     async def identify(self, request: AcceptedRequest, sender: Submitter) -> tuple[str, Snapshot | None]:
-        """The id of the task, and the task where the same key has made it before."""
+        """The id of the task, and the task itself where the same key has already made it."""
         if sender.key is None:
             return str(uuid_utils.uuid7()), None
         n = 0
         while True:
             task_id = keyed_task_id(sender.caller, sender.key, n)
-            # of the server, also where one is in memory: that one may be lost (ADR 0030)
+            # from the server, even where memory has one: the server may have lost it (ADR 0030)
             known = await self._tasks.read(task_id)
             if known is None and task_id in self._tasks.forgotten:
-                n += 1  # a marker stands there, for a task that is not made a second time
+                n += 1  # the task was forgotten: its marker is there, and it is not made again
                 continue
             if known is None:
                 return task_id, None
             if not known.task.was_refused:
                 return task_id, await self._again(known, request)
-            # a refused key may try again, under another id: the server still remembers the first one as a duplicate
+            # a refused key may try again, under another id: to the server the first id would still be a duplicate
             n += 1
 
     async def _queue(
         self, request: AcceptedRequest, sender: Submitter, task_id: str
     ) -> tuple[GenerationTask, GenerationTask | Snapshot]:
-        """The task on the queue that routing chose, and what is queued there under its id, which an equal request may
-        have queued before. Raises _Refused, TransportUnavailable."""
+        """Queues the task where routing sends it. Returns the task, and what is queued there under its id: an equal
+        request may have queued that before. Raises _Refused, TransportUnavailable."""
         now, lanes_passed = datetime.now(UTC), False
         displaced: list[GenerationTask] = []
         while True:
@@ -222,7 +223,7 @@ class Admission:
                 decided = {"task.id": task_id, "model": request.model, "warmlane.decision": decision.outcome}
                 current.set_attributes(decided)
             task = self._task(request, sender, task_id, route, decision, displaced)
-            # not for a request with a key, which may be queued already: the server knows its message before it counts
+            # not for a request with a key, which may be queued already: the server finds the duplicate before the limit
             is_unknown = sender.key is None and route == "degraded"
             if is_unknown and self._refuses_expected and self._estimates.is_hopeless(task, decision.at):
                 raise _Refused(decision, "expected")
@@ -281,7 +282,7 @@ class Admission:
             return await self._again(found, request)
         if found.request_sha256 != request.fingerprint:
             raise KeyReused
-        # an equal request may have queued it with what its address led to a moment before
+        # an equal request may have queued it with another image, to which its address led a moment before
         if found.image_path is not None and request.image_content is not None and has_image_of(found, request):
             try:
                 await self._artifacts.put(found.image_path, request.image_content)
@@ -302,7 +303,7 @@ def _task_of(found: GenerationTask | Snapshot) -> GenerationTask:
 
 
 def report_replaced(task: GenerationTask) -> None:
-    """Counts and logs what was replaced in *task*: numbers alone, and whose request it was."""
+    """Counts and logs the parameters that were replaced in *task*: only numbers, and whose request it was."""
     for each in task.replaced:
         metrics.parameters_reported.add(task.model, each.field)
     if task.replaced:

@@ -1,7 +1,8 @@
 """Acceptance of a batch: all of its requests become tasks, or none does (ADR 0053).
 
-Each task is made as one that came alone (`Admission`). What is known beforehand refuses the whole batch before anything
-is written; where a place is gone all the same, because others were faster, what was placed is taken back.
+Each task is made like one that came alone (`Admission`). Whatever speaks against a request, and is known beforehand,
+refuses the whole batch before anything is written. If others are faster and take a place after that, the batch takes
+back the tasks that it has placed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -69,12 +70,11 @@ class Batches:
         traceparent: str | None,
         require: Callable[[int], None],
     ) -> list[Snapshot]:
-        """The tasks of *items*, in their order, whose ids the caller may learn; the same ones again for the same
-        *caller* and *key*. *require* is called with how many new tasks are to be made, and raises what speaks against
-        them.
+        """The tasks of *items*, in their order, whose ids may be given to the caller; the same tasks again for the same
+        *caller* and *key*. *require* is called with the number of new tasks, and raises where there may not be so many.
 
-        Raises what `Admission.accept` raises of one request: then none of these was accepted, but after
-        TransportUnavailable, when with a *key* some may be: the same batch with the same key finds out.
+        Raises what `Admission.accept` raises for one request. Then none of the batch was accepted, except after
+        TransportUnavailable with a *key*: some may be accepted then, and the same batch with the same key finds out.
         """
         senders = [_sender(item, place, caller, key, traceparent) for place, item in enumerate(items)]
         identified = [await self._admission.identify(item.request, to) for item, to in zip(items, senders, strict=True)]
@@ -94,7 +94,7 @@ class Batches:
                 snapshots[place] = made.snapshot
                 if made.is_ours:
                     ours[place] = made.snapshot
-            # what an equal batch made it may take back, until it is promised
+            # an equal batch may take back what it made, until that is promised
             for place in sorted(snapshots.keys() - ours.keys()):
                 kept = await self._keep(place, items[place], senders[place], snapshots[place])
                 snapshots[place] = kept.snapshot
@@ -113,7 +113,7 @@ class Batches:
             raise wrong_at(place, wrong) from wrong
 
     async def _keep(self, place: int, item: BatchItem, sender: Submitter, known: Snapshot) -> Placed:
-        """*known*, which an equal batch has made, and can take back no more; made anew where it has done so."""
+        """*known*, which an equal batch has made, and now cannot take back; made anew where it already has."""
         while True:
             kept = await self._promise(known)
             if not kept.task.promised:
@@ -130,7 +130,7 @@ class Batches:
             known = again
 
     async def _promise(self, snapshot: Snapshot) -> Snapshot:
-        """The task, whose id may be given to a client, unless it has ended. Raises TransportUnavailable."""
+        """Promises the task, so that a client may be given its id, unless it has ended. Raises TransportUnavailable."""
         moved = await self._tasks.move(snapshot.task.id, _promised, known=snapshot)
         if moved is None:
             raise TransportUnavailable("the record is gone")
@@ -147,8 +147,8 @@ class Batches:
             raise self._overload.refused("depth", last.request.model, last.priority)
 
     async def _take_back(self, ours: Iterable[Snapshot], *, leaves_promised: bool) -> None:
-        """Ends the tasks that this batch made: nobody was given their ids. With *leaves_promised* not those that an
-        equal batch was answered with."""
+        """Ends the tasks that this batch made, whose ids no client was given. With *leaves_promised* it leaves those
+        with which an equal batch was answered."""
         change = partial(_taken_back, leaves_promised=leaves_promised)
         for snapshot in ours:
             task_id = snapshot.task.id

@@ -22,8 +22,8 @@ async def cancel(
 ) -> Snapshot | None:
     """Ends a task that waits or runs as failed with the code `cancelled`; one that has ended stays as it is.
 
-    Returns how it ended; None where it has no record. *require* is called with each revision that would be changed,
-    and raises where that must not be. Raises TransportUnavailable: it may be cancelled or not.
+    Returns the task as it ended; None where it has no record. *require* is called with each revision that would be
+    changed, and raises where it must not be changed. Raises TransportUnavailable: the task may or may not be cancelled.
     """
 
     def cancelled(task: GenerationTask, revision: int) -> GenerationTask | None:
@@ -40,8 +40,8 @@ async def cancel(
 async def end_task(
     task_id: str, change: Change, *, link: NatsLink, tasks: TaskBoard, artifacts: Artifacts
 ) -> Snapshot | None:
-    """The task after *change*, which ends it or leaves it; None where it has no record. Of one that waited, nothing is
-    left. Raises TransportUnavailable."""
+    """The task after *change*, which ends it or leaves it as it is; None where it has no record. This removes what a
+    task that waited leaves behind. Raises TransportUnavailable."""
     moved = await tasks.move(task_id, change, around=_cancelling)
     if moved is None:
         return None

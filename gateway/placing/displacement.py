@@ -21,7 +21,7 @@ from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 from ops.telemetry.tracing import failed, of_task, span
 
-# A request displaces so many at most: somebody else may come first to a place that it has freed.
+# A request displaces so many tasks at most: another request may take a place that it has freed.
 DISPLACED_MAX: Final = 3
 
 log = structlog.get_logger("displacement")
@@ -37,14 +37,16 @@ class Displacement:
         self._is_on = is_on
 
     async def make_room(self, arrival: GenerationTask) -> GenerationTask | None:
-        """The task that ended for *arrival*, once its message is out of the queue; None where none may be displaced.
+        """The task that was displaced for *arrival*, once its message is out of the queue; None where none may be
+        displaced.
 
-        1. Its record moves by compare-and-set: of several gateways one displaces it, and none if a worker came first.
-        2. Then its message is removed, and the server has a place. Somebody else may take that.
-        3. Whoever holds its caller sees the record, and answers.
+        1. Its record moves by compare-and-set: only one of several gateways displaces it, and none does if a worker
+           came first.
+        2. Then its message is removed, and the queue has a place. Another request may take that.
+        3. The gateway that holds its caller sees the record, and answers.
 
-        Raises TransportUnavailable: then the task may have ended, and its place may be taken until the server drops the
-        message by age.
+        Raises TransportUnavailable: then the task may have ended, and its place may stay taken until the server drops
+        the message by age.
         """
         if not self._is_on:
             return None
@@ -67,7 +69,7 @@ class Displacement:
 
         moved = await self._tasks.move(chosen.id, change, around=_displacing)  # 1
         if moved is None or moved.before is None:
-            return None  # it was claimed, or it ended, before we came
+            return None  # it was claimed, or it ended, just before
         metrics.task_ended(moved.task)
         metrics.tasks_displaced.add(moved.task.model, moved.task.priority.value)
         log.info("task_displaced", task_id=moved.task.id, by=arrival.id, priority=arrival.priority.value)

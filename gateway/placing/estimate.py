@@ -20,9 +20,9 @@ from gateway.rules.routing import READY_STATES
 
 
 def lanes_free_s(*, remaining_s: Sequence[float], lanes: int) -> list[float]:
-    """In how many seconds each of *lanes* is free, in their order. *remaining_s* has one entry for each lane that works
-    now."""
-    workers = max(lanes, len(remaining_s), 1)  # what runs proves a lane
+    """In how many seconds each of *lanes* is free, the first one first. *remaining_s* has one entry for each lane that
+    works now."""
+    workers = max(lanes, len(remaining_s), 1)  # a task that runs proves a lane
     return sorted([*remaining_s, *[0.0] * (workers - len(remaining_s))])
 
 
@@ -46,7 +46,7 @@ class Estimates:
         catalog: Catalog,
         leader: Callable[[datetime], Leadership | None] = lambda _: None,
     ) -> None:
-        """*leader* is who serves the degraded queue: its order is the one that estimates follow."""
+        """*leader* gives the worker that serves the degraded queue: estimates follow its order."""
         self._queues = queues
         self._lanes = lanes
         self._turns = Turns(queues, leader, wait_limit_s=catalog.windows.wait_s("degraded"))

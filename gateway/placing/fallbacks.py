@@ -1,8 +1,8 @@
 """What this gateway sends to the degraded worker, counted and added to the fallback episodes (KV `fallbacks`).
 
 An episode says when requests for a model went to the degraded worker, why, and how many. Every gateway counts in memory
-what it sends there, and adds it by compare-and-set about once a second. What it had not yet added when it was killed is
-not counted.
+what it sends there, and adds it by compare-and-set about once a second. A gateway that is killed loses what it had not
+yet added.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class _Attempt(Struct, frozen=True):
 
 
 class Fallbacks:
-    """The counts of this gateway, and the episodes of all (*known*). `start` it before use, then `run` it."""
+    """The counts of this gateway, and the episodes of all gateways (*known*). `start` it before use, then `run` it."""
 
     def __init__(self, *, lanes: LaneBoard, models: Iterable[str]) -> None:
         self.known = EpisodeBoard()
@@ -63,7 +63,7 @@ class Fallbacks:
     def as_of(self, model: str, now: datetime) -> list[FallbackEpisode]:
         """The episodes of *model* as they are at *now*, the oldest first.
 
-        The last one is over where routing has changed its mind since it was written, or nobody was there to write it.
+        The last one is over where routing has changed since it was written, or where no gateway was there to write it.
         """
         episodes, newest = self.known.episodes(model), self.known.newest(model)
         settled = None if newest.episode is None else self._next(model, newest, (), now)[0]
@@ -78,10 +78,11 @@ class Fallbacks:
         )
 
     async def sent(self, model: str, decision: RoutingDecision, *, served: int) -> None:
-        """Counts that *decision* sent a request for *model* to the degraded worker, whose queue took *served* of it (1,
-        or 0 if it was full). Lets evicted lanes know that they are wanted. Waits for nothing.
+        """Counts a request for *model* that *decision* sent to the degraded worker; *served* is 1, or 0 where its queue
+        was full. Lets evicted lanes know that they are wanted. Waits for no answer.
 
-        A task that its lanes passed on while one was ready is not counted: routing goes on to send requests to them.
+        A task that its lanes did not take, although one was ready, is not counted: routing goes on sending requests to
+        them.
         """
         plain = derive(decision, lanes_passed=False)
         if not isinstance(plain, ToDegraded):
@@ -110,7 +111,7 @@ class Fallbacks:
                 log.exception("fallbacks_failed")  # the next round may succeed
 
     async def write(self) -> None:
-        """Brings the episodes of every model up to date. Raises TransportUnavailable before anything was written."""
+        """Brings the episodes of every model up to date. Raises TransportUnavailable: the next call writes the rest."""
         for model in self._models:
             while self._link.connection.is_connected and await self._step(model):
                 pass
@@ -137,7 +138,7 @@ class Fallbacks:
         return True
 
     async def _find_out(self, model: str) -> None:
-        """Whether a write that was not answered was stored: a count must not be added twice."""
+        """Finds out whether a write that was not answered was stored: a count must not be added twice."""
         attempt = self._unsure.get(model)
         if attempt is None:
             return

@@ -1,8 +1,8 @@
-"""Forgetting a task, on request or when it was kept for as long as its request said: its record, and then all that
+"""Forgets a task, on request or when it was kept for as long as its request said: its record, and then all that
 followed from it (ADR 0049).
 
-One write decides. Before it everything is there; after it the task is unknown everywhere, and whatever is left is
-removed by the janitor of any gateway, since the server keeps a marker that says that the task was forgotten.
+One write decides. Before it everything is there; after it the task is unknown everywhere. The server keeps a marker
+that says that the task was forgotten, by which the janitor of any gateway removes whatever is left.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from ops.nats.buckets import WEBHOOK_DELIVERIES
 from ops.nats.errors import TransportUnavailable, WrongRevision
 from ops.nats.link import NatsLink
 
-# One at a time, a busy gateway forgets fewer than it accepts.
+# One at a time, a busy gateway would forget fewer tasks than it accepts.
 FORGOTTEN_AT_ONCE: Final = 32
 
 log = structlog.get_logger("forgetting")
@@ -43,13 +43,14 @@ async def forget(
 ) -> bool:
     """Removes a task that has ended, for good. Returns False where it has no record.
 
-    1. Its queue messages, of which one may be left that nobody runs any more.
-    2. Its record with its history, in one write, at the revision that was read. *require* is called with that, and
-       raises where it must not be. From here on the task is unknown.
-    3. Its video, thumbnail and image, and the deliveries of its webhooks. What cannot be removed now, the janitor
-       removes (`Services.clean`).
+    1. Its queue messages: one may be left that no worker runs any more.
+    2. Its record with its history, in one write, at the revision that was read. *require* is called with that revision,
+       and raises where it must not be removed. From here on the task is unknown.
+    3. Its video, thumbnail and image, and the deliveries of its webhooks. The janitor removes what cannot be removed
+       now (`Services.clean`).
 
-    Raises NotEnded, and TransportUnavailable before 3: then it may be forgotten or not, and the same call finds out.
+    Raises NotEnded, and TransportUnavailable before 3: then the task may or may not be forgotten, and the same call
+    finds out.
     """
     while True:
         known = await tasks.read(task_id)
@@ -77,13 +78,14 @@ async def forget_due(
 ) -> int:
     """Forgets every task that its request asked to keep until *now* at most. Returns how many this call removed.
 
-    Every gateway calls it; of those that come to the same task one removes it, and the others find it gone. The record
-    on the server decides, and not what was in memory. Raises TransportUnavailable: what is left is due the next time.
+    Every gateway calls this. Where several come to the same task, one removes it, and the others find it gone. The
+    record on the server decides, and not the one in memory. Raises TransportUnavailable: what is left is due the next
+    time.
     """
     forgotten, due = 0, tasks.expiries.due(now)
 
     async def one(task_id: str) -> bool:
-        def require(_: int) -> None:  # the board has taken in by now what was read
+        def require(_: int) -> None:  # the board has by now taken in the record that was read
             if not tasks.expiries.is_due(task_id, now):
                 raise _KeptLonger
 
@@ -102,7 +104,7 @@ async def forget_due(
 
 
 class _KeptLonger(Exception):
-    """The record says another moment than the one that was in memory."""
+    """The record on the server keeps the task for longer than the one that was in memory."""
 
 
 async def _remove_objects(task: GenerationTask, artifacts: Artifacts) -> None:
@@ -117,9 +119,9 @@ async def _remove_objects(task: GenerationTask, artifacts: Artifacts) -> None:
 
 
 async def remove_deliveries(forgotten: Collection[str], *, link: NatsLink, deliveries: DeliveryBoard) -> int:
-    """Removes the deliveries of the tasks *forgotten*, those that are still to be sent among them. Returns how many.
+    """Removes the deliveries of the tasks *forgotten*, including those that are still to be sent. Returns how many.
 
-    Never raises: what is left, the janitor removes.
+    Never raises: the janitor removes what is left.
     """
     bucket, found = Bucket(link, WEBHOOK_DELIVERIES), deliveries.of_tasks(forgotten)
     for delivery in found:

@@ -1,7 +1,7 @@
 """Requests that are held until a worker of the degraded queue has claimed their task (design §4, Accept 4).
 
-A held task is taken back when its last caller hangs up. Callers with the same Idempotency-Key share a task, also across
-gateways, which therefore ask each other before one of them takes it back (ADR 0011).
+A held task is withdrawn when its last caller hangs up. Callers with the same Idempotency-Key share a task, even across
+gateways. A gateway therefore asks the others before it withdraws one (ADR 0011).
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from ops.telemetry import metrics
 from ops.telemetry.tracing import of_task, span
 from ops.waiting import unless
 
-# The sweeper usually comes before this; with the time to settle it makes 30.5 s since the request was queued.
+# The sweeper usually looks before this. With the time to settle, a caller is held until 30.5 s after the queueing at most.
 LOOK_AFTER_S: Final = 0.25
 SETTLE_WITHIN_S: Final = 0.7
 SETTLE_RETRY_S: Final = 0.05
@@ -45,7 +45,8 @@ class CallerGone(Exception):
 
 
 def is_held(task: GenerationTask) -> bool:
-    """Whether callers of *task* are held: it waits for a degraded worker the first time, and no client has its id."""
+    """Whether callers of *task* are held: it waits for a degraded worker for the first time, and no client has its
+    id."""
     return task.status is TaskStatus.PENDING and task.route == "degraded" and task.attempt == 0 and not task.promised
 
 
@@ -74,12 +75,12 @@ class Holds:
     ) -> Snapshot:
         """The task as soon as its callers are no longer held: a worker claimed it, it ended, or it was promised.
 
-        This gateway promises it when it stops, and after *hold_s*, which is as long as its caller waits. The task comes
-        within 1 s of its deadline, also when no other sweeper lives.
+        This gateway promises the task when the gateway stops, and after *hold_s*, which is as long as the caller waits.
+        This returns within 1 s of the task's deadline, even when no other sweeper lives.
 
-        *until_gone* returns when the caller has hung up. If it was the last one of the task, the task is withdrawn
-        and its place is free. *is_shared*: other gateways may hold callers of it.
-        Raises CallerGone, and TransportUnavailable when nobody knows what becomes of the task.
+        *until_gone* returns when the caller has hung up. If that was the last caller of the task, the task is withdrawn
+        and its place is free. *is_shared*: other gateways may hold callers of the task.
+        Raises CallerGone, and TransportUnavailable when it is unknown what becomes of the task.
         """
         if not is_held(snapshot.task):
             return snapshot
@@ -105,9 +106,9 @@ class Holds:
                 del self._callers[task_id]
 
     async def promise(self, snapshot: Snapshot) -> Snapshot:
-        """The task, whose id may be given to a client: from now on no connection that closes takes it back.
+        """Promises the task, so that a client may be given its id: from now on no closed connection withdraws it.
 
-        One that is not held is returned as it is. Raises TransportUnavailable.
+        A task that is not held is returned as it is. Raises TransportUnavailable.
         """
         return await self._move_held(snapshot, lifecycle.promise)
 
@@ -128,7 +129,7 @@ class Holds:
         return snapshot
 
     async def _settle(self, task_id: str) -> Snapshot:
-        """Does what the sweeper does when the deadline has come: ours may be behind, and the only one."""
+        """Does what the sweeper does at the deadline: that of this gateway may be behind, and may be the only one."""
         try:
             async with asyncio.timeout(SETTLE_WITHIN_S):
                 while True:
@@ -140,11 +141,11 @@ class Holds:
             raise TransportUnavailable("the record could not be settled in time") from error
 
     async def _leave(self, snapshot: Snapshot, *, is_shared: bool) -> None:
-        """Withdraws the task unless somebody else waits for it."""
+        """Withdraws the task unless another caller waits for it."""
         task_id = snapshot.task.id
 
         async def withdraw() -> Snapshot | None:
-            # we are asked too
+            # this gateway is asked too
             if is_shared and await self._link.core.ask(waiting_subject(task_id), timeout_s=ASK_S):
                 return None
             return await self._move_held(snapshot, partial(lifecycle.withdraw, now=datetime.now(UTC)))
@@ -161,7 +162,7 @@ class Holds:
             log.info("task_withdrawn", task_id=task_id)
 
     async def _move_held(self, snapshot: Snapshot, move: Callable[[GenerationTask], GenerationTask]) -> Snapshot:
-        """*move* made by compare-and-set while the task is held; the task as it is then."""
+        """Makes *move* by compare-and-set if the task is held. Returns the task as it is then."""
         moved = await self._tasks.move(
             snapshot.task.id, lambda task, _: move(task) if is_held(task) else None, known=snapshot
         )

@@ -28,7 +28,8 @@ class InputImages:
         self._tasks = tasks
 
     async def is_missing(self, task: GenerationTask) -> bool:
-        """Whether *task*, which has not ended, lacks its image: its first gateway may have died before it stored it."""
+        """Whether *task* has not ended and lacks its image: the gateway that queued it may have died before storing
+        it."""
         if task.status.is_terminal or task.image_path is None:
             return False
         try:
@@ -38,7 +39,7 @@ class InputImages:
             return False
 
     async def complete(self, task: GenerationTask, request: AcceptedRequest) -> None:
-        """Stores the image of *task* that is missing; a worker may be waiting for it."""
+        """Stores the missing image of *task*; a worker may be waiting for it."""
         if task.image_path is None or request.image_content is None or not has_image_of(task, request):
             return
         try:
@@ -47,14 +48,15 @@ class InputImages:
             log.error("image_not_stored", task_id=task.id, error=str(error))
 
     async def refuse(self, task: GenerationTask, error: StorageFailed, *, is_ours: bool) -> Snapshot:
-        """The image could not be stored: a terminal record fences the message off, then both answers are honest.
+        """The image could not be stored: a terminal record fences the message off, so that no worker runs the task
+        after the answer says that it will not run.
 
         A worker that was faster waits for the image: the record that it moved is ended. Where an equal request queued
-        the task (not *is_ours*), its gateway stores the image, and judges.
+        the task (not *is_ours*), the gateway of that request stores the image, and decides.
         """
         log.error("image_not_stored", task_id=task.id, error=str(error))
         try:
-            # nobody was given its id, and so nobody is told of its end
+            # no client was given its id, so no webhook reports its end
             await self._tasks.create(replace(_without_image(task), promised=False))
         except WrongRevision:
             known = await self._tasks.read(task.id)

@@ -1,4 +1,4 @@
-"""The turns of those that wait for the lanes of a model, as the lanes take them (ADR 0042)."""
+"""The order in which the lanes of a model take the tasks that wait for them (ADR 0042)."""
 
 import heapq
 import itertools
@@ -16,7 +16,7 @@ from contracts.topology import LANE_LOOK_MAX
 from gateway.boards.work_queues import WorkQueue, WorkQueues
 from gateway.placing.service_times import seconds
 
-# One forecast serves everybody for this long: that of a hundred tasks takes milliseconds.
+# One forecast serves all requests for this long: a forecast of a hundred tasks takes milliseconds.
 FORECAST_KEPT_S: Final = 0.1
 
 
@@ -29,8 +29,9 @@ def lane_forecast(
     ledger: Ledger,
     policy: Policy,
 ) -> dict[str, Forecast]:
-    """When each of those *waiting*, the oldest first, will start on lanes that are free at *free_s*, by its id, if
-    nobody else comes. A lane sees the oldest LANE_LOOK_MAX; those behind them are taken to come in order of arrival.
+    """When each of the *waiting* tasks, the oldest first, will start on lanes that are free at *free_s*, by its id, if
+    no other task comes. A lane sees the oldest LANE_LOOK_MAX; the tasks behind them are assumed to start in order of
+    arrival.
     """
     costs, loaded = Costs(run_s={model: service_s}), OnCard(model, 0.0)
     # a lane takes an overdue task as well
@@ -56,7 +57,7 @@ def lane_forecast(
 
 
 def ahead_by_class(queue: WorkQueue, task: GenerationTask) -> int:
-    """How many of *queue* go before *task* by class and age alone: for one that is not in the forecast yet."""
+    """How many of *queue* go before *task* by class and age alone: for a task that is not in the forecast yet."""
     turn = task.priority.rank, task.queued_at, task.id
     return sum((each.priority.rank, each.queued_at, each.id) < turn for each in queue.waiting)
 
@@ -72,8 +73,8 @@ class LaneTurns:
         *,
         policy: Policy,
     ) -> None:
-        """*free_s* is in how many seconds each lane of a model is free; *wait_s* is how long one waits with so many
-        ahead, None before a measurement."""
+        """*free_s* gives in how many seconds each lane of a model is free. *wait_s* gives how long a task waits behind
+        so many others; None before a measurement."""
         self._queues = queues
         self._free_s = free_s
         self._wait_s = wait_s
@@ -82,7 +83,7 @@ class LaneTurns:
         queues.lane_ahead_of = lambda task: self.place(task, datetime.now(UTC)).position - 1
 
     def place(self, task: GenerationTask, now: datetime) -> QueuePlace:
-        """Where *task*, which waits for a lane, stands, and how long it will wait: None before a measurement."""
+        """The place of *task*, which waits for a lane, and its expected wait; that is None before a measurement."""
         queue = self._queues.of("lane", task.model)
         found = None if queue.is_uniform else self._forecasts(task.model, queue, now).get(task.message_id)
         if found is not None and self._queues.service_s("lane", task.model) is not None:

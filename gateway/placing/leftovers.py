@@ -14,7 +14,7 @@ log = structlog.get_logger("leftovers")
 async def remove_leftovers(task: GenerationTask, *, link: NatsLink, artifacts: Artifacts) -> None:
     """Removes the queue message of *task*'s placement, which frees its place, and its image if it was refused.
 
-    Never raises: a message that stays is fenced off by the record, and the janitor takes an image that no record names.
+    Never raises: the record fences off a message that stays, and the janitor removes an image that no record names.
     """
     try:
         await remove_message(task, link=link)

@@ -18,8 +18,8 @@ FULL_FOR_S: Final = 0.1
 class Overloaded(Exception):
     """A limit of the degraded queue was hit.
 
-    `depth`: it is full; `expected`: no worker will be free in time. In both cases nothing was written. `wait`: no
-    worker took the task *task_id* in time; `displaced`: another one took its place. In both cases it has ended, and
+    `depth`: the queue is full; `expected`: no worker will be free in time. In both cases nothing was written. `wait`:
+    no worker took the task *task_id* in time; `displaced`: another task took its place. In both cases it has ended, and
     never ran.
     """
 
@@ -31,15 +31,15 @@ class Overloaded(Exception):
 
 
 def is_overloaded(task: GenerationTask) -> bool:
-    """Whether *task* ended because no worker took it in time, or never was recorded."""
+    """Whether *task* ended as `queue_overloaded`, without having run."""
     return task.was_refused and task.error is not None and task.error.code is FailureCode.QUEUE_OVERLOADED
 
 
 def is_known_full(*, waiting: int, refused_ago_s: float, news_age_s: float) -> bool:
-    """Whether the server, if it was asked again so soon, would say once more that the degraded queue is full. Pure.
+    """Whether the server, if it was asked again so soon, would say again that the degraded queue is full. Pure.
 
-    It said so *refused_ago_s* ago, and since then none of the *waiting* tasks was seen to leave; a place that becomes
-    free is noticed when the record of its task arrives. Such a refusal costs a busy server nothing.
+    The server said so *refused_ago_s* ago, and since then none of the *waiting* tasks was seen to leave. A gateway
+    notices a free place when the record of its task arrives. A refusal without asking costs a busy server nothing.
     """
     return refused_ago_s < FULL_FOR_S and waiting >= DEGRADED_MAX_MSGS and not news_age_s
 
@@ -51,7 +51,7 @@ class Overload:
         self._tasks = tasks
         self._estimates = estimates
         self._refused_s = -FULL_FOR_S
-        """When the server said last that the degraded queue is full."""
+        """When the server last said that the degraded queue is full."""
 
     def is_known_full(self, model: str) -> bool:
         """Whether a task of *model* need not be offered to the degraded queue: the server has just refused one."""
@@ -66,12 +66,12 @@ class Overload:
         self._refused_s = time.monotonic()
 
     def refused(self, limit: Literal["depth", "expected"], model: str, priority: Priority) -> Overloaded:
-        """To be raised for a request for *model* that did not come into the degraded queue."""
+        """The error for a request for *model* that the degraded queue did not take."""
         self._tasks.recent.refused(model, datetime.now(UTC))
         return self._overloaded(limit, model, priority)
 
     def late(self, task: GenerationTask) -> Overloaded:
-        """To be raised for *task*, which no worker took in time, or which was displaced."""
+        """The error for *task*, which no worker took in time, or which was displaced."""
         limit: OverloadLimit = "wait" if task.displaced_by is None else "displaced"
         return self._overloaded(limit, task.model, task.priority, task.id)
 

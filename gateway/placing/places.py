@@ -1,4 +1,4 @@
-"""Where the tasks stand that start next, of every queue: for streams that show many of them."""
+"""The places of the tasks that start next in every queue, for streams that show many tasks."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from contracts.tasks import GenerationTask
 from gateway.boards.work_queues import WorkQueues
 from gateway.placing.estimate import Estimates
 
-# Of each queue so many, the next ones first. Who stands further behind is shown a place when the task itself changes.
+# So many tasks of each queue, the next ones first. A task further behind gets a place when the task itself changes.
 PLACES_MAX: Final = 100
 # One look serves every stream for this long.
 KEPT: Final = timedelta(seconds=0.5)
@@ -33,7 +33,7 @@ class Places:
         self._known: tuple[datetime, Sequence[StandingTask]] | None = None
 
     def first(self, now: datetime) -> Sequence[StandingTask]:
-        """Who stands first in each queue, at most half a second ago."""
+        """The first tasks of each queue, as of half a second ago at most."""
         if self._known is None or not timedelta(0) <= now - self._known[0] < KEPT:
             self._known = now, self._look(now)
         return self._known[1]

@@ -1,6 +1,6 @@
 """The writes by which a task comes into being, in their order: queue message, record (design §4).
 
-Each of them can be made again: the server, or the record that stands, shows what an earlier try has done.
+Each of them can be repeated: the server, or the record that is there, shows what an earlier try has done.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -56,7 +56,7 @@ class Queueing:
         return await until_answered(send)
 
     async def _queued_before(self, task: GenerationTask, stream: str, ack: Ack) -> GenerationTask | Snapshot:
-        """What an equal request had queued before *task*: the message that won has queue time, seed and body."""
+        """What an equal request had queued before *task*. The queue time, seed and body of that message count."""
         known = await self._tasks.read(task.id)
         if known is not None:
             return known
@@ -66,14 +66,14 @@ class Queueing:
                 return decode_task_of(task.id, stored.data)
             except UnreadableTask as error:
                 raise TransportUnavailable(f"the queued message cannot be read: {error}") from error
-        # claimed and gone from the queue since we looked: a claim writes the record before it acks
+        # claimed and gone from the queue since then: a worker that claims writes the record before it acks
         known = await self._tasks.read(task.id)
         if known is None:
             raise TransportUnavailable("an equal request is queued, but nothing is recorded of it yet")
         return known
 
     async def record(self, task: GenerationTask) -> Snapshot:
-        """Writes the record of *task*, which is queued; the record as it stands then.
+        """Writes the record of *task*, which is queued. Returns the record as it is then.
 
         Raises TransportUnavailable: it may be recorded or not.
         """
@@ -82,7 +82,7 @@ class Queueing:
             try:
                 return await self._tasks.create(task)
             except WrongRevision:
-                # a worker was faster, an equal request was, or our own create had succeeded unseen
+                # a worker or an equal request was faster, or an earlier try of this create succeeded without an answer
                 return await self._tasks.read(task.id)
 
         known = await until_answered(create)

@@ -1,4 +1,4 @@
-"""Trying a call again whose outcome is unknown."""
+"""Retries a call whose outcome is unknown."""
 
 import asyncio
 import time
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
-    """What *call* returns. It is called again while it raises TransportUnavailable, for RETRY_S in all; then that is
-    raised.
+    """What *call* returns. While it raises TransportUnavailable it is called again, for RETRY_S in all; then this
+    raises that error.
 
-    Every call that is tried again here is recognised by the server as the same one (design §4, Accept 2).
+    Every call that is retried here is idempotent: the server recognises it as the same one (design §4, Accept 2).
     """
     begun_s = time.monotonic()
     try:

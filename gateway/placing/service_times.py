@@ -10,7 +10,7 @@ def remaining_s(queues: WorkQueues, queue: WorkQueue, now: datetime) -> list[flo
     """The seconds that each task that runs from *queue* has left, none below 0."""
 
     def service_s(task: GenerationTask) -> float:
-        # asked only of a queue where something was measured, and then every model of it has a figure
+        # callers use this only where something was measured on the queue, and then each of its models has a figure
         return queues.service_s(task.route, task.model) or 0.0
 
     return [

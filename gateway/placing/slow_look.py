@@ -1,7 +1,7 @@
 """A second look at the records, from the server and not from memory (design §4, Deadlines).
 
-Deadlines are read from what a watch has brought. Here every write is compared with that, some seconds later: one that
-the watch did not bring is read, and counted. The counter stays at 0, or a watch has a fault.
+Deadlines are read from what a watch has brought. Some seconds later, this compares every write on the server with that.
+A write that the watch did not bring is read, and counted: a counter above 0 means that a watch has a fault.
 """
 
 import asyncio
@@ -18,21 +18,21 @@ from ops.telemetry import metrics
 from ops.telemetry.seldom import Seldom
 
 EVERY_S: Final = 10.0
-# What is on its way by the watch has arrived by then: it comes over the same connection.
+# By then the watch has brought what was on its way: it uses the same connection.
 ARRIVED_S: Final = 2.0
-# A busy gateway compares so many writes at a time, and goes on from there at the next look.
+# A gateway compares so many writes in one look, and goes on from there at the next look.
 AT_ONCE: Final = 10_000
 
 log = structlog.get_logger("slow_look")
 
 
 class SlowLook:
-    """Compares what the server has stored in KV `tasks` with what this gateway has in memory, from the first record on:
-    also what the task board read when it started. Look once the board has started."""
+    """Compares what the server has stored in KV `tasks` with what this gateway has in memory, from the first record on,
+    including what the task board read when it started. Call `look` only after the board has started."""
 
     def __init__(self, *, link: NatsLink, tasks: TaskBoard) -> None:
         self._link, self._tasks = link, tasks
-        # all up to this sequence is compared
+        # everything up to this sequence has been compared
         self._compared = 0
         self._seldom = Seldom()
 
@@ -49,7 +49,7 @@ class SlowLook:
             await asyncio.sleep(EVERY_S)
 
     async def look(self) -> int:
-        """Reads the records that the watch has missed since the last look; how many those were.
+        """Reads the records that the watch has missed since the last look. Returns how many those were.
 
         Raises NotFoundError without the bucket, TransportUnavailable.
         """
@@ -64,7 +64,7 @@ class SlowLook:
         if missing:
             await asyncio.sleep(ARRIVED_S)
             if self._tasks.news_age_s():
-                return 0  # it is behind, and says so; the next look compares the same
+                return 0  # the watch is behind, and known to be; the next look compares the same writes
             missing = self._behind(missing)
         missed = [task_id for task_id in missing if await self._is_missed(task_id)]
         self._compared = upto
@@ -79,7 +79,7 @@ class SlowLook:
         }
 
     async def _is_missed(self, task_id: str) -> bool:
-        # one that was deleted, has expired or cannot be read is none
+        # a record that was deleted, has expired or cannot be read was not missed
         if await self._tasks.read(task_id) is None:
             return False
         metrics.records_missed.add()

@@ -45,7 +45,7 @@ SWEEPER: Final = "sweeper"
 BATCH: Final = 64
 # So that a clock that was set is noticed.
 SLEEP_MAX_S: Final = 5.0
-# Between two looks whether the watch has caught up.
+# The time between two looks at whether the watch has caught up.
 BEHIND_S: Final = 0.5
 # A watch that has brought nothing for so long, though the connection stands, is in trouble.
 BEHIND_MAX_S: Final = 10.0
@@ -54,7 +54,7 @@ log = structlog.get_logger("sweeper")
 
 
 class Sweeper:
-    """The effects of a deadline. `run` looks when one has come; whoever may not wait for that calls `look`."""
+    """The effects of a deadline. `run` looks when one has come; code that cannot wait for that calls `look`."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Sweeper:
     async def run(self, stop: asyncio.Event) -> None:
         """Looks at every task whose deadline has come, until *stop* is set.
 
-        Not while the watch of the records is behind: what would be due then may be over long ago.
+        It does not look while the watch of the records is behind: what seems due then may have been done long ago.
         """
         await self._background.keep(SWEEPER, partial(self._sweep, stop))
 
@@ -121,14 +121,14 @@ class Sweeper:
     async def look(self, task_id: str) -> Snapshot | None:
         """Reads the record of *task_id*, does what is due, and returns the record afterwards; None without one.
 
-        Raises WrongRevision when somebody else moved the record meanwhile, TransportUnavailable when nobody knows; both
-        mean: look again.
+        Raises WrongRevision when another process moved the record meanwhile, TransportUnavailable when the outcome is
+        unknown. Both mean: look again.
         """
         now = datetime.now(UTC)
-        # of the server: what is in memory may be a moment old, and a lease may have been renewed in it
+        # from the server: memory may be a moment old, and the worker may have renewed the lease since
         snapshot = await self._tasks.read(task_id)
         if snapshot is None:
-            # there is none, or none that this version can read: when it changes it is taken in anew
+            # there is none, or none that this version can read: the board takes it in again when it changes
             self._tasks.deadlines.forget(task_id)
             return None
         action = due_action(
@@ -215,7 +215,7 @@ class Sweeper:
         subject = work_subject(task.route, task.model, task.id)
         stream = work_stream(task.route, task.model)
         message = of_message(task, "publish", stream)
-        # whoever takes it goes on below the root: this gateway's own spans are lost where it is killed (ADR 0036)
+        # the worker that takes it goes on below the root: this gateway's own spans are lost if it is killed (ADR 0036)
         headers = None if task.traceparent is None else {TRACEPARENT: task.traceparent}
         with span(message_name("publish", stream), message, traceparent=_continued(task), kind=PRODUCER):
             await self._link.messages.publish(subject, encode_task(task), message_id=task.message_id, headers=headers)
@@ -229,7 +229,7 @@ def _span(name: str, task: GenerationTask) -> contextlib.AbstractContextManager[
 def record_lost(task: GenerationTask, now: datetime) -> Attributes:
     """Exports the span of an attempt whose worker is lost and cannot export it itself.
 
-    Returns why there is no worker any more, and what was lost.
+    Returns why the worker is gone, and how many seconds were lost.
     """
     if task.status is not TaskStatus.PROCESSING or task.claimed_at is None:
         return {}
@@ -250,7 +250,7 @@ def record_lost(task: GenerationTask, now: datetime) -> Attributes:
 
 
 def _continued(task: GenerationTask) -> str | None:
-    """What the sending of *task* is below: what is done to it now, or its root."""
+    """The parent of the span that sends *task*: the span of what is done to it now, or its root."""
     return traceparent_of(current_span()) or task.traceparent
 
 

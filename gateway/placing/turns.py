@@ -1,5 +1,5 @@
-"""The turns of those that wait on the degraded queue, as its leader's order takes them (ADR 0038), and when another try
-makes sense there."""
+"""The order in which the leader takes the tasks that wait on the degraded queue (ADR 0038), and when another try makes
+sense there."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,19 +19,20 @@ from gateway.rules.expected import Running, is_hopeless
 
 RETRY_UNMEASURED_S: Final = 5.0
 RETRY_MIN_S: Final = 1.0
-# One answer serves everybody for this long: it is in whole seconds, and a busy gateway gives thousands of them.
+# One answer serves all requests for this long: it is in whole seconds, and a busy gateway gives thousands of them.
 RETRY_KEPT_S: Final = 0.1
-# While no task comes or goes, one forecast of the degraded queue serves everybody for this long.
+# While no task comes or goes, one forecast of the degraded queue serves all requests for this long.
 FORECAST_KEPT_S: Final = 0.1
-# The id of a request that has not come.
+# The id of a request that has not come, in a forecast.
 _NEW: Final = "new"
 
 
 def retry_after_s(*, running_s: float, waiting_s: float, place_free_s: float, wait_s: float) -> float:
-    """When a new request would be taken within *wait_s*, if nobody else came, in seconds from now; at least 1 s.
+    """In how many seconds a new request would be taken within *wait_s*, if no other request came; at least 1 s.
 
-    The worker is free in *running_s*; those that wait need *waiting_s*, as if none gave up: under overload, others do
-    come. They delay it by at most *wait_s*, for by then they are gone. The queue has room in *place_free_s*.
+    The worker is free in *running_s*. The waiting tasks need *waiting_s*, as if none gave up: under overload, others
+    come in their place. They delay the request by *wait_s* at most: by then they are gone. The queue has room in
+    *place_free_s*.
     """
     return max(RETRY_MIN_S, place_free_s, running_s - wait_s, min(wait_s, running_s + waiting_s - wait_s))
 
@@ -42,7 +43,7 @@ class Turns:
     def __init__(
         self, queues: WorkQueues, leader: Callable[[datetime], Leadership | None], *, wait_limit_s: float
     ) -> None:
-        """*leader* is who serves the queue; a request waits there for *wait_limit_s* at most."""
+        """*leader* gives the worker that serves the queue; a request waits there for *wait_limit_s* at most."""
         self._queues = queues
         self._leader = leader
         self._wait_limit_s = wait_limit_s
@@ -54,7 +55,7 @@ class Turns:
         return self.place(task, datetime.now(UTC)).position - 1
 
     def place(self, task: GenerationTask, now: datetime) -> QueuePlace:
-        """Where *task* stands, and how long it will wait: None before a measurement."""
+        """The place of *task*, and its expected wait; that is None before a measurement."""
         found = self._forecasts(now).get(task.message_id)
         if found is None:  # its record came just now
             return QueuePlace(position=len(self._queues.of("degraded", task.model).waiting) + 1, expected_wait_s=None)
@@ -66,8 +67,8 @@ class Turns:
         return bool(self._order(now).run_s)
 
     def _forecasts(self, now: datetime) -> dict[str, Forecast]:
-        """The turns of all that wait on the degraded queue; worked out ten times a second at most, while none comes or
-        goes."""
+        """The turns of all tasks that wait on the degraded queue; computed ten times a second at most, while none comes
+        or goes."""
         queue = self._queues.of("degraded", "")
         kept = self._forecast
         if kept is None or kept[1] != queue.changes or not 0 <= seconds(now - kept[0]) < FORECAST_KEPT_S:
@@ -86,8 +87,8 @@ class Turns:
         )
 
     def _order(self, now: datetime) -> OrderState:
-        """What the order of the degraded queue is computed from: the leader's own figures. Where it has none yet, the
-        times that earlier tasks took stand in. Without a leader the order is that of arrival."""
+        """What the order of the degraded queue is computed from: the leader's own figures. Where the leader has none
+        yet, the service times of earlier tasks take their place. Without a leader the order is that of arrival."""
         leadership = self._leader(now)
         state = None if leadership is None else leadership.order
         if state is None:
@@ -101,8 +102,8 @@ class Turns:
         return max(remaining_s(self._queues, self._queues.of("degraded", ""), now), default=0.0)
 
     def is_hopeless(self, task: GenerationTask, now: datetime) -> bool:
-        """Whether *task*, if it came now, would almost certainly not start in time (`gateway/rules/expected.py`). No
-        while nobody leads: a leader may come."""
+        """Whether *task*, if it came now, would almost certainly not start in time (`gateway/rules/expected.py`). False
+        while no worker leads: a leader may come."""
         leadership = self._leader(now)
         state = None if leadership is None else leadership.order
         if state is None:
@@ -122,7 +123,7 @@ class Turns:
     def retry_after_s(self, model: str, now: datetime, *, priority: Priority = Priority.STANDARD) -> float:
         """`Retry-After` of a request that the degraded queue refused, in seconds; 5 when nothing was measured there.
 
-        Worked out ten times a second at most.
+        Computed ten times a second at most.
         """
         at, answered_s = self._answered.get((model, priority), (now, 0.0))
         if not 0 < seconds(now - at) < RETRY_KEPT_S:
@@ -148,7 +149,7 @@ class Turns:
     def new_wait_s(self, model: str, now: datetime, *, gives_up: bool, priority: Priority = Priority.STANDARD) -> float:
         """How many seconds a task of *model* and *priority* that came now would wait on the degraded queue.
 
-        With *gives_up* the tasks that wait leave the queue when their wait is over; otherwise none ever leaves.
+        With *gives_up*, waiting tasks leave the queue when their wait is over; otherwise none of them gives up.
         """
         waiting = [waiting_of(task) for task in self._queues.of("degraded", model).waiting]
         if not gives_up:
