@@ -112,7 +112,7 @@ class KeyBoard:
         return sorted(self._unreadable)
 
     def caller(self, authorization: Sequence[str]) -> Caller | None:
-        """Who presents these `Authorization` headers; None where they present no key in force.
+        """The caller that presents these `Authorization` headers; None where they present no key in force.
 
         Only a single header, of the form `Bearer KEY`, names a caller.
         """

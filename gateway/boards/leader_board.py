@@ -35,5 +35,5 @@ class LeaderBoard:
         return self._seen_at is not None and now - self._seen_at < timedelta(seconds=2 * LEADER_TTL_S)
 
     def leader(self, now: datetime) -> Leadership | None:
-        """Who serves the degraded queue; None if nobody does."""
+        """The worker that serves the degraded queue; None if none does."""
         return self._leadership if self.is_alive(now) else None

@@ -38,7 +38,7 @@ def heads_of(handlers: Iterable[HTTPRouteHandler]) -> Iterator[HTTPRouteHandler]
 
 
 def head_of(paths: list[str], opt: Mapping[str, Any]) -> HTTPRouteHandler:
-    """The HEAD of *paths*, with the *opt* of their GET: who may GET a path may HEAD it."""
+    """The HEAD of *paths*, with the *opt* of their GET: it needs the same scope."""
     return head(paths, opt=opt, include_in_schema=False, middleware=[_as_get])(_answered_by_get)
 
 

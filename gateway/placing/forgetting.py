@@ -1,5 +1,5 @@
-"""Forgets a task, on request or when it was kept for as long as its request said: its record, and then all that
-followed from it (ADR 0049).
+"""Forgets a task, on request or when the time that its request set is over: its record, and then all that followed from
+it (ADR 0049).
 
 One write decides. Before it everything is there; after it the task is unknown everywhere. The server keeps a marker
 that says that the task was forgotten, by which the janitor of any gateway removes whatever is left.

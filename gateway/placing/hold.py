@@ -29,7 +29,7 @@ from ops.telemetry import metrics
 from ops.telemetry.tracing import of_task, span
 from ops.waiting import unless
 
-# The sweeper usually looks before this. With the time to settle, a caller is held until 30.5 s after the queueing at most.
+# The sweeper usually looks before this. With the time to settle, a caller is held until 30.5 s after the queueing.
 LOOK_AFTER_S: Final = 0.25
 SETTLE_WITHIN_S: Final = 0.7
 SETTLE_RETRY_S: Final = 0.05
