@@ -1,7 +1,7 @@
-"""The user as which a process speaks to nats-server: one for each role, whose rights `nats.conf` sets (design §10.8).
+"""The user as which a process connects to nats-server: one for each role. `nats.conf` sets its rights (design §10.8).
 
 The password comes from the address, from the environment, or from the folder in which `warmlane up` keeps the passwords
-that it made. Warmlane never writes one on a command line, in a log or in an error.
+that it made. Warmlane never writes a password on a command line, in a log or in an error.
 """
 
 import os
@@ -31,9 +31,9 @@ DESCRIPTIONS: Final[Mapping[Role, str]] = {
 
 
 class NatsAccess(Struct, frozen=True, kw_only=True):
-    """Where nats-server is, and the user as which to speak to it. *urls* are separated by commas and hold no password.
+    """Where nats-server is, and the user to connect as. *urls* are separated by commas and hold no password.
 
-    *ca* is a file of certificates: the server's certificate is checked against these, and not against the system's.
+    *ca* is a file of certificates: the client checks the server's certificate against these, not the system's.
     *said_by* says who named the *urls*, for errors.
     """
 
@@ -55,15 +55,15 @@ class NatsAccess(Struct, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> str:
-        """The addresses for an error, and who named them."""
+        """The addresses and who named them, for an error."""
         return f"{self.urls} ({self.said_by})" if self.said_by else self.urls
 
     def __repr__(self) -> str:
         return f"NatsAccess({self.urls!r}, user={self.user!r})"
 
     def tls(self) -> ssl.SSLContext | None:
-        """How the server's certificate is checked; None where none of the *urls* asks for TLS. Raises OSError for a bad
-        *ca*."""
+        """How the client checks the server's certificate; None without *ca* where none of the *urls* asks for TLS.
+        Raises OSError for a bad *ca*."""
         if self.ca is None and not any(url.startswith(("tls://", "wss://")) for url in self.urls.split(",")):
             return None
         context = ssl.create_default_context(cafile=self.ca)
@@ -92,13 +92,13 @@ def password_variable(role: Role) -> str:
 
 
 def access(role: Role, urls: str, *, data_dir: Path, ca: Path | None = None) -> NatsAccess:
-    """How a process of *role* speaks to the server at *urls*.
+    """How a process of *role* connects to the server at *urls*. The first of these counts:
 
     1. A user in *urls*.
     2. `WARMLANE_NATS_<ROLE>_PASSWORD`, or the file that `WARMLANE_NATS_<ROLE>_PASSWORD_FILE` names.
-    3. What `warmlane up` keeps in *data_dir*, for the server that it runs; or that file as systemd handed it over
-       (`LoadCredential=`), where the folder is closed to this process.
-    4. No user: a server with users refuses that, and says so.
+    3. The file that `warmlane up` keeps in *data_dir* for the server that it runs. Where this process may not read that
+       folder, systemd passes it the file (`LoadCredential=`).
+    4. No user: a server that has users refuses the connection, and says so.
 
     Raises click.ClickException for a file that cannot be used.
     """
@@ -116,8 +116,8 @@ def access(role: Role, urls: str, *, data_dir: Path, ca: Path | None = None) -> 
 
 def make_users(data_dir: Path, url: str) -> dict[str, str]:
     """Makes the users of an embedded server at *url*, and returns the environment from which `nats.conf` takes their
-    passwords. Each user has a file in *data_dir* that its owner alone may read, and that is kept from start to start.
-    Raises OSError.
+    passwords. Each user has a file in *data_dir*, readable by its owner only. Later starts use the same files. Raises
+    OSError.
     """
     folder = data_dir / AUTH_FOLDER
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def make_users(data_dir: Path, url: str) -> dict[str, str]:
 
 
 def inbox_prefix(user: str) -> str:
-    """The prefix of the subjects on which answers to *user* arrive, and nobody else may listen."""
+    """The prefix of the subjects on which *user* gets its replies. No other role may subscribe there, except admin."""
     return f"_INBOX_{user}".replace(".", "_")
 
 

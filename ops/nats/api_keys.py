@@ -1,4 +1,4 @@
-"""The API keys in KV `keys`: made, read and revoked. Every gateway watches the bucket, and obeys within a second."""
+"""Makes, reads and revokes the API keys in KV `keys`. Every gateway watches the bucket, and obeys within a second."""
 
 import contextlib
 import secrets
@@ -29,7 +29,7 @@ from ops.nats.provisioning import NotProvisioned
 ID_BYTES: Final = 6
 # A gateway remembers the time of every request in a burst.
 BURST_MAX: Final = 100_000
-# How long one can look up whose a revoked key was. A key whose entry is gone lets nobody in either.
+# How long an operator can look up whose a revoked key was. A key without an entry lets nobody in either.
 REVOKED_KEPT_S: Final = 30 * DAY_S
 
 
@@ -40,8 +40,8 @@ class NoSuchKey(Exception):
 class StoredKey(Struct, frozen=True):
     """What KV `keys` holds: the keys, oldest first, and the names of entries that cannot be read and let nobody in.
 
-    *was_one_made*: a key was made once, so that even a gateway on the loopback stays closed when none is in force any
-    more.
+    *was_one_made*: somebody has made a key at some time. A gateway then refuses callers without a key, even on the
+    loopback and even when no key is in force any more.
     """
 
     keys: tuple[ApiKey, ...]
@@ -104,8 +104,8 @@ async def add(
 
 
 async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
-    """Revokes the key: from now on it lets nobody in. Returns it as it was before; one that was revoked already stays
-    as it is.
+    """Revokes the key: from now on it lets nobody in. Returns the key as it was before. A key that was revoked already
+    stays as it is.
 
     Raises NoSuchKey, NotProvisioned, TransportUnavailable.
     """
@@ -131,8 +131,8 @@ async def revoke(link: NatsLink, key_id: str, *, now: datetime) -> ApiKey:
 
 
 async def forget_revoked(link: NatsLink, *, now: datetime) -> int:
-    """Removes keys that were revoked REVOKED_KEPT_S ago, and returns how many. A marker stays, so that no gateway opens
-    again.
+    """Removes keys that were revoked REVOKED_KEPT_S ago or earlier, and returns how many. A deletion marker stays: it
+    keeps a gateway from serving callers without a key again.
 
     Raises NotProvisioned, TransportUnavailable.
     """
@@ -147,7 +147,7 @@ async def forget_revoked(link: NatsLink, *, now: datetime) -> int:
 
 
 def is_to_go(key: ApiKey, now: datetime) -> bool:
-    """Whether *key* was revoked REVOKED_KEPT_S ago. Pure."""
+    """Whether *key* was revoked REVOKED_KEPT_S ago or earlier. Pure."""
     return key.revoked_at is not None and (now - key.revoked_at).total_seconds() >= REVOKED_KEPT_S
 
 

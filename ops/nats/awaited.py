@@ -1,7 +1,7 @@
-"""Waiting for what a process cannot begin without and others bring: nats-server, its streams, the first key.
+"""Waits for what a process needs to begin and others provide: nats-server, its streams, the first key.
 
-Whoever starts a system starts its parts in any order. A process that ended instead of waiting would be started again,
-after pauses that grow, and would look as if it had crashed.
+An operator starts the parts of a system in any order. If a process ended instead of waiting, its supervisor would
+restart it with growing backoff, and it would look as if it had crashed.
 """
 
 import asyncio
@@ -35,11 +35,11 @@ class LeftWaiting(Exception):
 async def once_there(
     begin: Callable[[], Awaitable[T]], *, stop: asyncio.Event, on_wait: Callable[[str], None] = lambda _: None
 ) -> T:
-    """What *begin* returns. It is called again and again while it raises one of AWAITED, of which each text is logged
-    once, and given to *on_wait*: it says what to do. So does `/readyz` of a worker meanwhile.
+    """Calls *begin* until it no longer raises one of AWAITED, and returns what it returned.
 
-    Raises LeftWaiting as soon as *stop* is set, and whatever else *begin* raises. *begin* leaves nothing open when it
-    raises, also when it is cancelled.
+    The text of such an error says what to do. Each new text is logged and passed to *on_wait*; a worker's `/readyz`
+    shows it meanwhile. Raises LeftWaiting as soon as *stop* is set, and every other error of *begin*. *begin* must
+    leave nothing open when it raises or is cancelled.
     """
     begun_s, waits_for = time.monotonic(), ""
 
@@ -66,7 +66,8 @@ async def once_there(
 async def linked_once_there(
     nats: NatsAccess, *, name: str, require: Callable[[NatsLink], Awaitable[None]], stop: asyncio.Event
 ) -> NatsLink:
-    """A connection to a server that has what *require* asks for, as `once_there`. Raises what *require* does."""
+    """Waits, as `once_there`, for a server that has what *require* asks for, and returns a connection to it. Raises
+    what *require* does."""
 
     async def begin() -> NatsLink:
         link = await NatsLink.connect(nats, name=name)
@@ -82,7 +83,7 @@ async def linked_once_there(
 
 @contextlib.asynccontextmanager
 async def _until(stop: asyncio.Event) -> AsyncIterator[None]:
-    """Ends the block with LeftWaiting once *stop* is set, as `asyncio.timeout` ends one at a moment."""
+    """Ends the block with LeftWaiting once *stop* is set, as `asyncio.timeout` ends a block at a deadline."""
     task = asyncio.current_task()
     assert task is not None
     is_cancelled = False

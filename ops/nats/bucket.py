@@ -1,7 +1,7 @@
 """A KV bucket whose entries are of one type.
 
-An entry that cannot be read is handled here, once: it is counted and logged, and its reader gets no value. So one bad
-entry does not stop whoever reads good ones.
+This file alone handles an entry that cannot be read: it counts and logs the entry, and the reader gets no value. So one
+bad entry does not stop the reader of good ones.
 """
 
 from collections.abc import Callable
@@ -39,10 +39,10 @@ _UNDECODED: Final = _Undecoded()
 
 
 class Versioned(Generic[T]):
-    """What stands at *key* at one *revision*, since *time* by the server's clock.
+    """The entry at *key* at one *revision*, stored at *time* by the server's clock.
 
-    The value is decoded once, when it is first asked for: whoever knows by the revision that it is no news pays
-    nothing.
+    The value is decoded once, when it is first asked for. A reader that sees by the revision that it knows the entry
+    already pays nothing.
     """
 
     __slots__ = ("_content", "_entry", "_reports", "_value")
@@ -66,17 +66,17 @@ class Versioned(Generic[T]):
 
     @property
     def raw(self) -> bytes | None:
-        """The bytes that are stored; None where a deletion marker stands."""
+        """The stored bytes; None for a deletion marker."""
         return self._entry.value
 
     @property
     def is_deleted(self) -> bool:
-        """Whether a deletion marker stands there."""
+        """Whether the entry is a deletion marker."""
         return self._entry.value is None
 
     @property
     def value(self) -> T | None:
-        """What the entry says; None where a deletion marker stands, and where it cannot be read."""
+        """What the entry says; None for a deletion marker, and for an entry that cannot be read."""
         if isinstance(self._value, _Undecoded):
             self._value = self._decoded()
         return self._value
@@ -95,9 +95,9 @@ class Versioned(Generic[T]):
 class Bucket(Generic[T]):
     """The entries of one bucket, as *link* reads and writes them.
 
-    Without *reports* an entry that cannot be read is passed over in silence: that is for commands, and for processes
-    beside a gateway that reports the same entry. Every method raises TransportUnavailable when nobody knows what
-    happened.
+    Without *reports* it skips an entry that cannot be read, without counting or logging it. That is for commands, and
+    for processes beside a gateway that reports the same entry. Every method raises TransportUnavailable when the
+    outcome is unknown.
     """
 
     def __init__(self, link: NatsLink, content: Content[T], *, reports: bool = True) -> None:
@@ -107,7 +107,7 @@ class Bucket(Generic[T]):
         return Versioned(self._content, entry, reports=self._reports)
 
     async def get(self, key: str) -> Versioned[T] | None:
-        """What stands at *key*, from the bucket's leader; None where nothing does, not even a deletion marker."""
+        """The entry at *key*, from the bucket's leader; None where there is none, not even a deletion marker."""
         entry = await self._link.entries.get(self._content.bucket, key)
         return None if entry is None else self._versioned(entry)
 
@@ -155,6 +155,6 @@ class Bucket(Generic[T]):
         await self._link.entries.delete(self._content.bucket, key, revision=revision)
 
     async def purge(self, key: str, *, revision: int | None = None) -> None:
-        """Removes *key* with its history, in one write, and leaves a deletion marker; with *revision* only if it is
-        still at that one. Raises WrongRevision."""
+        """Removes *key* with its history, in one write, and leaves a deletion marker. With *revision* it does so only
+        if the key is still at that one. Raises WrongRevision."""
         await self._link.entries.purge(self._content.bucket, key, revision=revision)

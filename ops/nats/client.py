@@ -1,5 +1,5 @@
-"""nats-py's client, with two differences: a denial by nats-server is known at once, and not after a time-out (design
-§10.8), and a stored message costs a third of the CPU time (ADR 0020)."""
+"""nats-py's client, with two differences. It reports a denial by nats-server at once, not after a time-out (design
+§10.8), and it stores a message with a third of the CPU time (ADR 0020)."""
 
 import asyncio
 import re
@@ -37,7 +37,7 @@ class StoredMessage(Struct, frozen=True):
 
 
 class _JetStreamAnswer(Struct, frozen=True):
-    """What JetStream answers: an ack to a message, the message to a question for one, or an error."""
+    """JetStream's answer: the ack of a message, a message that was asked for, or an error."""
 
     seq: int = 0
     duplicate: bool = False
@@ -46,7 +46,7 @@ class _JetStreamAnswer(Struct, frozen=True):
 
 
 class _Asked(Struct, eq=False):
-    """A message whose answer, and the answer's header lines, are waited for."""
+    """A request in flight. *answer* becomes the reply's payload and header lines."""
 
     subject: str
     answer: asyncio.Future[tuple[bytes, bytes]]
@@ -58,23 +58,23 @@ class _Asked(Struct, eq=False):
 
 # nats-server's answer where no stream takes the subject.
 _NO_RESPONDERS: Final = b"NATS/1.0 503"
-# A fetch gets the first of these when its consumer, or the whole stream, is gone, and the others when that is deleted
+# A fetch gets the first of these when its consumer or the whole stream is gone, and the others when either is deleted
 # while the fetch waits.
 _CONSUMER_GONE: Final = (_NO_RESPONDERS, b"NATS/1.0 409 Consumer Deleted", b"NATS/1.0 404 Consumer Not Found")
 _WHITE: Final = re.compile(r"\s")
 _decode_answer: Final = Decoder(_JetStreamAnswer).decode
 
 
-# After this time a request counts as not answered.
+# After this time a request counts as unanswered.
 REPLY_TIMEOUT_S: Final = 2.0
 
 
 class NatsClient(UnbufferedClient):
-    """All answers come to one subscription. nats-py reports denials to the error callback only, which calls `deny`."""
+    """All replies come to one subscription. nats-py reports denials to the error callback only, which calls `deny`."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Answers come to one subscription, on subjects that end in the number of the request.
+        # Replies come to one subscription, on subjects that end in the number of the request.
         self._asked: dict[bytes, _Asked] = {}
         self._count = 0
         self._answers_sid = 0
@@ -88,14 +88,15 @@ class NatsClient(UnbufferedClient):
         return bool(self._server_info.get("tls_required"))
 
     def lost_its_consumer(self, subscription: JetStreamContext.PullSubscription) -> bool:
-        """Whether the server reported since the last call that its consumer is gone; nats-py keeps that to itself."""
+        """Whether the server has reported, since the last call, that the consumer of *subscription* is gone. nats-py
+        does not pass that on."""
         sid = subscription._sub._id
         was_lost = sid in self._gone
         self._gone.discard(sid)
         return was_lost
 
     def deny(self, denial: PermissionDenial) -> None:
-        """Ends the requests that wait on the denied subject."""
+        """Fails the requests that wait on the denied subject."""
         for asked in self._asked.values():
             if asked.subject.lower() == denial.subject:
                 asked.fail(Denied(f"the server denies this user to publish to {asked.subject}"))
@@ -144,23 +145,24 @@ class NatsClient(UnbufferedClient):
         on_end: Callable[[], None],
         timeout_s: float,
     ) -> Following:
-        """Brings the messages of *stream* on *subject*, each once and in their order, from the sequence *start* on.
+        """Delivers the messages of *stream* on *subject* to *on_message*, each once and in order, from the sequence
+        *start* on.
 
-        Without *start* it begins with all that the stream holds, if *history*, and otherwise with the last of each
-        subject. *on_end* is called once: when a message was missed, or when nothing was heard for a while, since a
-        deleted consumer says nothing. This is not nats-py's ordered consumer: that one goes on by itself at a sequence
-        that may mean another message by then, and stops for good once its own supervision has failed (ADR 0030). Raises
-        what `JetStreamContext.add_consumer` does.
+        Without *start* it begins with all that the stream holds, if *history*, and otherwise with the last message of
+        each subject. It calls *on_end* once: when it missed a message, or when nothing came for a while, since a
+        deleted consumer is silent. This is not nats-py's ordered consumer. That one resumes by itself at a sequence
+        that may by then be another message's, and stops for good once its own supervision has failed (ADR 0030).
+        Raises what `JetStreamContext.add_consumer` does.
         """
         following = Following(self, on_message, on_end)
         await following.begin(stream, following_config(subject, start, history=history), timeout_s=timeout_s)
         return following
 
     def hand_raw(self, subscription: Subscription, on_raw: OnRaw | None) -> None:
-        """Whatever comes on *subscription* goes to *on_raw*, where the socket is read; with None, nowhere.
+        """Passes whatever comes on *subscription* to *on_raw*, as soon as the socket is read; None ends that.
 
-        nats-py would make a message of it, put that into a queue and wake a task, and look at every character of the
-        names of its headers: for a gateway's own writes, a sixth of the CPU time of an acceptance.
+        nats-py would make a message of it, put the message into a queue, wake a task, and look at every character of
+        the header names. For a gateway's own writes that is a sixth of the CPU time of an acceptance.
         """
         if on_raw is None:
             self._raw.pop(subscription._id, None)
@@ -180,7 +182,7 @@ class NatsClient(UnbufferedClient):
         old_style: bool = False,
         headers: dict[str, Any] | None = None,
     ) -> Msg:
-        """As nats-py's. Raises Denied as soon as the server denies it."""
+        """As nats-py's. Raises Denied as soon as the server denies the request."""
         data, lines = await self._ask(subject, payload, headers or {}, timeout)
         return Msg(self, subject, data=data, headers=await self._process_headers(lines))
 
@@ -189,7 +191,7 @@ class NatsClient(UnbufferedClient):
     ) -> tuple[bytes, bytes]:
         """The answer to *payload*, and its header lines.
 
-        As nats-py does it, but without a random inbox, a task, a queue and two futures for each message.
+        It does what nats-py does, but without a random inbox, a task, a queue and two futures for each message.
         Raises Denied, NoRespondersError, TimeoutError when there is no answer within *timeout_s*,
         OutboundBufferLimitError while there is no connection, and other errors of nats-py.
         """

@@ -1,4 +1,4 @@
-"""Makes the connection, and passes on what nats-py reports of it: it broke, it stands again, something was denied."""
+"""Makes the connection, and passes on nats-py's reports: it broke, it is up again, or the server denied something."""
 
 import asyncio
 import contextlib
@@ -28,20 +28,20 @@ log = structlog.get_logger("nats")
 
 
 class Connected(Protocol):
-    """Who learns what becomes of a connection that once stood."""
+    """Is notified when a connection that was made breaks or comes back."""
 
     def on_lost(self) -> None:
         """The connection broke."""
 
     def on_back(self) -> None:
-        """The connection stands again."""
+        """The connection is up again."""
 
 
 class Connector:
-    """Connects to the server once; nats-py then reconnects by itself, and its callbacks come here.
+    """Connects to the server once. nats-py then reconnects by itself, and its callbacks come here.
 
-    Before `report_to` nobody has the connection: a refusal then ends `connect`. After it a refusal is only logged,
-    since nats-py goes on trying.
+    Before `report_to` is called, a refusal ends `connect`. After that a refusal is only logged, since nats-py goes on
+    trying.
     """
 
     def __init__(self, access: NatsAccess, *, name: str) -> None:
@@ -74,11 +74,11 @@ class Connector:
         return self._client
 
     def report_to(self, connected: Connected) -> None:
-        """*connected* hears of every break from now on."""
+        """From now on notifies *connected* of every break and every reconnect."""
         self._connected = connected
 
     async def _try_until_connected(self) -> None:
-        # nats-py tries again and again by itself, also the first time
+        # nats-py retries by itself, even the first connection
         await self._client.connect(
             self._access.urls.split(","),
             name=self._name,
@@ -99,8 +99,8 @@ class Connector:
         )
 
     def _password(self) -> str:
-        # nats-py asks for the password when it is about to send it. Where TLS is wanted, none is sent without it, not
-        # even to a server that took the place of ours while we were cut off
+        # nats-py asks for the password when it is about to send it. Where TLS is required, the password is never sent
+        # without it, not even to a server that took the place of ours while we were disconnected
         if self._tls is not None and not self._client.speaks_tls:
             raise nats.errors.SecureConnRequiredError
         return self._access.password or ""
@@ -157,7 +157,7 @@ class Connector:
         if self._connected is None:
             self._refusals.append(error)
             if self._patience is not None:
-                self._patience.reschedule(asyncio.get_running_loop().time())  # another try is refused as well
+                self._patience.reschedule(asyncio.get_running_loop().time())  # another try would be refused as well
         elif self._is_news("refused"):
             log.error("nats_refused", error=str(_refused(self._access, error)))
 

@@ -1,4 +1,4 @@
-"""Whether the connection of one process stands, since when, and whom to call when it breaks or comes back."""
+"""Whether the connection of one process is up, since when, and what to call when it breaks or comes back."""
 
 import contextlib
 import time
@@ -13,7 +13,7 @@ log = structlog.get_logger("nats")
 
 
 class Connection:
-    """A client that is connected, or was: nats-py reconnects by itself."""
+    """A client that is connected, or was connected before: nats-py reconnects by itself."""
 
     def __init__(self, client: NatsClient) -> None:
         self._client = client
@@ -30,7 +30,7 @@ class Connection:
         return self._client.is_connected
 
     def unbroken_s(self) -> float:
-        """For how long the connection has stood without a break, in seconds; 0 while it is broken."""
+        """How long the connection has been up without a break, in seconds; 0 while it is broken."""
         since_s = self._since_s
         return 0.0 if since_s is None or not self._client.is_connected else time.monotonic() - since_s
 
@@ -41,20 +41,20 @@ class Connection:
 
     @property
     def server_version(self) -> str:
-        """The version of the server that is connected, as `2.12.1`."""
+        """The version of the connected server, such as `2.12.1`."""
         version = self._client.connected_server_version
         return f"{version.major}.{version.minor}.{version.patch}"
 
     def on_break(self, callback: Callable[[], None]) -> None:
-        """*callback* is called whenever the connection breaks."""
+        """Calls *callback* whenever the connection breaks."""
         self._on_break.append(callback)
 
     def on_reconnect(self, callback: Callable[[], None]) -> None:
-        """*callback* is called after every reconnect, in the order in which callbacks were given."""
+        """Calls *callback* after every reconnect. Callbacks run in the order in which they were given."""
         self._on_reconnect.append(callback)
 
     def on_lost(self) -> None:
-        """nats-py reports that the connection broke. While it is being closed, that is no news."""
+        """nats-py reports that the connection broke. While this process closes it, the report is ignored."""
         if self._closing:
             return
         self._since_s = None
@@ -65,7 +65,7 @@ class Connection:
             callback()
 
     def on_back(self) -> None:
-        """nats-py reports that the connection stands again."""
+        """nats-py reports that the connection is up again."""
         self._since_s = time.monotonic()
         log.info("nats_reconnected")
         for callback in self._on_reconnect:

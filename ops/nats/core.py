@@ -12,13 +12,13 @@ from ops.nats.errors import translated
 
 
 class Core:
-    """Messages that reach whoever listens at that moment, and nobody later."""
+    """Messages that reach only the processes that are subscribed at that moment."""
 
     def __init__(self, client: NatsClient) -> None:
         self._client = client
 
     async def publish(self, subject: str, payload: bytes = b"") -> None:
-        """Sends *payload* on *subject* to whoever listens now. Nobody learns whether it arrived."""
+        """Sends *payload* on *subject* to the present subscribers. The sender does not learn whether it arrived."""
         with contextlib.suppress(nats.errors.Error, OSError):
             await self._client.publish(subject, payload)
 
@@ -35,8 +35,8 @@ class Core:
             await self._client.subscribe(subjects, cb=receive)
 
     async def answer(self, subjects: str, knows: Callable[[str], bool]) -> None:
-        """From now on answers yes to a question on *subjects* when *knows* returns true for its subject, and otherwise
-        nothing.
+        """From now on answers yes to a request on *subjects* when *knows* returns true for its subject. Other requests
+        get no answer.
 
         Raises TransportUnavailable.
         """
@@ -49,7 +49,7 @@ class Core:
             await self._client.subscribe(subjects, cb=receive)
 
     async def ask(self, subject: str, *, timeout_s: float) -> bool:
-        """Whether some process answers within *timeout_s*. Raises TransportUnavailable when nobody could be asked."""
+        """Whether some process answers within *timeout_s*. Raises TransportUnavailable when it could not ask."""
         with translated(subject):
             try:
                 await self._client.request(subject, timeout=timeout_s)
@@ -60,13 +60,13 @@ class Core:
     async def request(self, subject: str, payload: bytes, *, timeout_s: float, about: str) -> Msg:
         """The answer to *payload* on *subject*. *about* is what an error names.
 
-        Raises TransportUnavailable when none came within *timeout_s*.
+        Raises TransportUnavailable when no answer came within *timeout_s*.
         """
         with translated(about):
             return await self._client.request(subject, payload, timeout=timeout_s)
 
     async def inbox(self, *, about: str) -> tuple[str, Subscription]:
-        """A subject of this connection's own, and what arrives there; *about* is what an error names.
+        """A subject that is this connection's own, and a subscription to it. *about* is what an error names.
 
         Raises TransportUnavailable.
         """

@@ -1,4 +1,4 @@
-"""The entries of KV buckets: read, compare-and-set, delete, and be notified that somebody writes one.
+"""The entries of KV buckets: reads, compare-and-set, deletes, and hints that somebody writes one.
 
 `Bucket` gives them a type.
 """
@@ -24,7 +24,8 @@ from ops.nats.watches import Watches
 class Entries:
     """The entries of every bucket, by bucket and key.
 
-    The watches of a bucket learn of each entry that is read or written here: it proves how far the bucket has come.
+    It notes each entry that it reads or writes with the watches of the bucket: the entry proves how far the bucket has
+    come.
     """
 
     def __init__(self, client: NatsClient, connection: Connection, messages: Messages, watches: Watches) -> None:
@@ -57,7 +58,7 @@ class Entries:
         """Compare-and-set: stores *value* if *key* is still at *revision*, and returns the new revision.
 
         With *ttl_s* (whole seconds) the entry expires unless it is stored again; a marker then stands in its place.
-        Raises WrongRevision when *key* is at another revision, TransportUnavailable when nobody knows what happened.
+        Raises WrongRevision when *key* is at another revision, TransportUnavailable when the outcome is unknown.
         """
         expected = {Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
         if ttl_s is not None:
@@ -79,7 +80,7 @@ class Entries:
     async def purge(self, bucket: str, key: str, *, revision: int | None = None) -> None:
         """Removes *key* with its history, in one write: only a marker stays, as `nats kv purge` leaves it.
 
-        With *revision* only if it is still at that one. Raises WrongRevision, TransportUnavailable.
+        With *revision* it does so only if the key is still at that one. Raises WrongRevision, TransportUnavailable.
         """
         headers = {"KV-Operation": "PURGE", Header.ROLLUP.value: "sub"}
         if revision is not None:
@@ -93,7 +94,7 @@ class Entries:
         return ack.seq
 
     async def hints(self, bucket: str, key: str, on_hint: Callable[[], Awaitable[None]]) -> Subscription:
-        """Calls *on_hint* when somebody writes, or tries to write, *key*: read it before you act. A hint may be
+        """Calls *on_hint* when somebody writes, or tries to write, *key*: read the key before you act. A hint may be
         lost."""
 
         async def receive(_: Msg) -> None:

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Entry(Struct, frozen=True):
-    """A key's value at one revision and the server's time of it; *value* is None where a deletion marker stands."""
+    """A key's value at one revision, and the server's time of it; *value* is None for a deletion marker."""
 
     key: str
     value: bytes | None

@@ -1,7 +1,7 @@
-"""What a call to the server may end with.
+"""The errors of a call to the server.
 
 A refusal and an unknown outcome are different errors: `StreamFull` and `WrongRevision` mean that nothing was stored,
-`TransportUnavailable` means that nobody knows.
+`TransportUnavailable` means that the outcome is unknown.
 """
 
 import contextlib
@@ -15,14 +15,14 @@ import nats.js.errors
 from contracts.topology import is_work_subject
 from ops.nats.denials import Denied
 
-# The code for whatever the server's store reports: that it is at a limit, or an error of the file system.
+# The server's code for every error of its store: a limit that is reached, or an error of the file system.
 _STREAM_FULL: Final = 10077
 _AT_A_LIMIT: Final = re.compile("maximum (?:messages|bytes)")
 _WRONG_LAST_SEQUENCE: Final = 10071
 # In a cluster, another write of the same key is being replicated. The server decides soon which of the two won.
 UNDECIDED: Final = 10164
 NO_MESSAGE: Final = 10037
-# What nats-py raises about a call.
+# What nats-py raises from a call.
 OF_NATS: Final = (nats.errors.Error, OSError, TimeoutError)
 
 
@@ -39,17 +39,16 @@ class WrongRevision(Exception):
 
 
 class NotAllowed(TransportUnavailable):
-    """The server denied the call to this user: nothing was stored. It stays so until `nats.conf` is changed."""
+    """The server denied the call to this user: nothing was stored. It denies every retry until `nats.conf` changes."""
 
 
 class UnusableServer(Exception):
-    """The server is too old, its clock is off, or it does not know this user. The text says what to do."""
+    """The server is too old, its clock is off, or it does not accept this user. The text says what to do."""
 
 
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Raises errors of nats-py about *what* as errors of this file. A refusal that none of those stands for stays as it
-    is."""
+    """Raises nats-py's errors about *what* as errors of this file. A refusal that has none here is raised unchanged."""
     try:
         yield
     except OF_NATS as error:
@@ -60,7 +59,7 @@ def translated(what: str) -> Iterator[None]:
 
 
 def translation(what: str, error: Exception) -> Exception:
-    """*error* of nats-py about *what*, as an error of this file; itself, where none of those stands for it. Pure."""
+    """The error of this file for nats-py's *error* about *what*; *error* itself where this file has none. Pure."""
     match error:
         case nats.js.errors.NotFoundError():
             return error
@@ -81,8 +80,8 @@ def translation(what: str, error: Exception) -> Exception:
 
 
 def not_stored(subject: str, error: Exception) -> Exception:
-    """As `translation`, of a message that was to be stored on *subject*: what it leaves is TransportUnavailable here.
-    Pure."""
+    """As `translation`, for a message that was to be stored on *subject*. A refusal without an error of this file
+    becomes TransportUnavailable, and so does StreamFull where *subject* is no work queue's. Pure."""
     found = translation(subject, error)
     if isinstance(found, StreamFull) and not is_work_subject(subject):
         detail = "its stream is at a limit that Warmlane did not set; `warmlane provision --check` names it"

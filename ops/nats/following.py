@@ -1,4 +1,4 @@
-"""A consumer that brings every message of a stream once and in order, until it misses one or falls silent."""
+"""A consumer that delivers every message of a stream once and in order, until it misses one or falls silent."""
 
 import asyncio
 import contextlib
@@ -15,14 +15,14 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
 from nats.js.client import JetStreamContext
 
 # The server sends a heartbeat this often when it has nothing else to send. After SILENT_LOOKS looks in a row at which
-# nothing had come, the consumer is taken for gone. Looks are counted, and not seconds: this process may have been
-# stopped.
+# nothing had come, the consumer counts as gone. It counts looks, not seconds, because this process may have been
+# suspended.
 HEARTBEAT_S: Final = 0.5
 LOOK_EVERY_S: Final = 0.2
 SILENT_LOOKS: Final = 4
-# After this time the server removes a consumer that nobody listens to.
+# After this time the server removes a consumer that has no subscriber.
 FORGOTTEN_S: Final = 30.0
-# How the header block of a heartbeat, or of a question whether more may come, begins.
+# How the header block of a heartbeat or of a flow-control request begins.
 _CONTROL: Final = b"NATS/1.0 100"
 # How many tokens the reply subject of a consumer's message has, without and with domain and account.
 _SHORT, _LONG = 9, 11
@@ -51,8 +51,8 @@ def following_config(subject: str, start: int | None, *, history: bool) -> Consu
 
 
 class Followed(Struct, frozen=True, gc=False):
-    """A message of a followed stream. It stands at *seq* since *time*, by the server's clock; *pending* more are there
-    already. *is_marker*: it says that the key is deleted, or has expired."""
+    """A message of a followed stream, stored at *seq* and *time* by the server's clock. *pending* more are there
+    already. *is_marker*: it says that the key is deleted or has expired."""
 
     subject: str
     data: bytes
@@ -76,15 +76,15 @@ class FollowingClient(Protocol):
     def jetstream(self, *, timeout: float) -> JetStreamContext: ...
 
     def hand_raw(self, subscription: Subscription, on_raw: OnRaw | None) -> None:
-        """Whatever comes on *subscription* goes to *on_raw*, where the socket is read; with None, nowhere."""
+        """Passes whatever comes on *subscription* to *on_raw*, as soon as the socket is read; None ends that."""
 
     def publish_empty(self, subject: str) -> None:
         """Publishes an empty message. Raises nats.errors.Error without a connection."""
 
 
 class Following:
-    """A consumer that the server forgets with the connection. It calls *on_message* with every message once and in
-    order, until it has ended; then it calls *on_end*, and whoever wants more makes another (`NatsClient.follow`)."""
+    """An ephemeral consumer. It calls *on_message* with every message once and in order until it ends, then *on_end*.
+    To get more messages, make another one (`NatsClient.follow`)."""
 
     def __init__(
         self, client: FollowingClient, on_message: Callable[[Followed], None], on_end: Callable[[], None]
@@ -109,13 +109,13 @@ class Following:
         except BaseException:
             await self.close()
             raise
-        # what was delivered before the answer was made is on its way as well
+        # what the server delivered before it made this answer is on its way as well
         self.pending = (made.num_pending or 0) + (made.delivered.consumer_seq if made.delivered is not None else 0)
         if not self._has_ended:
             self._look()
 
     async def close(self) -> None:
-        """It brings nothing any more, and does not call *on_end*."""
+        """Ends the consumer: it delivers nothing more, and does not call *on_end*."""
         self._has_ended = True
         if self._looking is not None:
             self._looking.cancel()
@@ -138,8 +138,8 @@ class Following:
             self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
 
     def _receive(self, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        # Not handed on at once. Most often it is what this process wrote itself, and the server's ack came just before
-        # it: whoever waits for that runs first, and then the message is no news and costs nothing.
+        # Not handed on at once. Most often this process wrote the message itself, and the server's ack came just before
+        # it. The task that waits for the ack runs first; the message is then no news and costs nothing.
         self._unread.append((subject, reply, data, headers))
         if len(self._unread) == 1:
             asyncio.get_running_loop().call_soon(self._hand_on)
@@ -152,7 +152,7 @@ class Following:
                 return
             try:
                 self._take(*message)
-            except Exception as error:  # of a reader, or of a message that no JetStream has sent; the others still come
+            except Exception as error:  # a reader's, or JetStream did not send the message; the others still come
                 log.error("message_not_taken", error=type(error).__name__)
 
     def _take(self, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
@@ -173,14 +173,15 @@ class Following:
             with contextlib.suppress(nats.errors.Error, OSError):
                 self._client.publish_empty(reply)
         elif value_of(headers, Header.LAST_CONSUMER.value) not in (None, str(self._brought)):
-            self._end()  # one was lost on its way
+            self._end()  # a message was lost on its way
 
 
 def parsed(subject: bytes, reply: bytes, data: bytes, headers: bytes) -> tuple[int, Followed]:
-    """A message that a consumer brought, and which one of its messages it is, from 1. Pure.
+    """The number of a message among those of its consumer, from 1, and the message. Pure.
 
-    JetStream writes that into the reply subject, `$JS.ACK.` and seven fields, or nine and more where it names domain
-    and account too. The time is rounded as nats-py rounds it (`parse_time`). Raises ValueError for any other message.
+    JetStream writes the number into the reply subject: `$JS.ACK.` and seven fields, or nine and more where it names
+    domain and account too. The time is rounded as nats-py rounds it (`parse_time`). Raises ValueError for any other
+    message.
     """
     tokens = reply.split(b".")
     if tokens[:2] != [b"$JS", b"ACK"] or (len(tokens) != _SHORT and len(tokens) < _LONG):

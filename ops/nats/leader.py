@@ -1,8 +1,8 @@
-"""Which of several processes does what only one may do, by a key that expires (KV `leader`, design §3, §10.9).
+"""Leader election among several processes, by a key that expires (KV `leader`, design §3, §10.9).
 
-One degraded worker serves the degraded queue; one gateway delivers webhooks. The key of the degraded
-queue says who may fetch. It does not guard a card: the lock of the slot does (design §7). A new leader shows that lock
-its *term*, to put aside the pipeline host of a leader that was stopped.
+One degraded worker serves the degraded queue; one gateway delivers webhooks. The key of the degraded queue says which
+worker may fetch. It does not guard a card: the lock of the slot does (design §7). A new leader shows that lock its
+*term*, to put aside the pipeline host of a leader that was suspended.
 """
 
 import asyncio
@@ -48,8 +48,8 @@ class Standing(Struct, frozen=True, kw_only=True):
 def leads(standing: Standing | None, *, now_s: float) -> bool:
     """Whether the key is surely still ours: it was stored less than its time to live ago. Pure.
 
-    The time counts from when the refresh was sent, so that we stop believing it before the server does. A process that
-    was stopped, or cut off, finds out here and not from the server.
+    The time counts from when the refresh was sent, so that a leader stops leading before the server expires its key. A
+    process that was suspended or disconnected finds out here, not from the server.
     """
     return standing is not None and now_s < standing.sent_s + LEADER_TTL_S
 
@@ -58,7 +58,7 @@ def vacancy(entry: Versioned[Leadership] | None, *, owner: str) -> int | None:
     """The revision over which *owner* may take the key; None while somebody else has it. Pure.
 
     1. There is no entry: 0, as for a create.
-    2. A marker stands there, since the key expired or was given back: over the marker (a create fails there, design
+    2. A marker is there, since the key expired or was given back: over the marker (a create fails there, design
        §10.7).
     3. The entry is *owner*'s own, from a take whose answer was lost: over that one.
     4. The entry cannot be read: over that one, since no worker of ours holds it, and it may never expire.
@@ -84,9 +84,9 @@ class Leader:
         order: Callable[[], OrderState | None] = lambda: None,
         serves_at_once: bool = True,
     ) -> None:
-        """*owner* is the nonce of this process; *worker*, and *slot* where it has one, are shown to whoever looks.
+        """*owner* is the nonce of this process; *worker*, and *slot* where it has one, are shown to operators.
 
-        Without *serves_at_once* the key says that this leader does not serve, until `serve`.
+        Without *serves_at_once* the key says that this leader does not serve, until `serve` is called.
         """
         self._serves_at_once = serves_at_once
         self._key = key
@@ -110,7 +110,7 @@ class Leader:
         return leads(self._standing, now_s=now_s)
 
     async def start(self) -> None:
-        """Watches the key, so that a standby learns at once when it goes. Raises TransportUnavailable."""
+        """Watches the key, so that a standby learns at once when the key goes. Raises TransportUnavailable."""
         await self._bucket.watch(self._on_change)
 
     def _on_change(self, entry: Versioned[Leadership]) -> None:
@@ -149,13 +149,13 @@ class Leader:
         return True
 
     def serve(self) -> None:
-        """From now on the key says that this leader serves; everybody learns it at once."""
+        """From now on the key says that this leader serves; whoever watches the key learns it at once."""
         if not self._leadership.serves:
             self._leadership = replace(self._leadership, serves=True)
             self._news.set()
 
     async def hold(self) -> None:
-        """Refreshes the key every LEADER_REFRESH_S; returns when this process leads no more."""
+        """Refreshes the key every LEADER_REFRESH_S; returns when this process no longer leads."""
         while (standing := self._standing) is not None and leads(standing, now_s=time.monotonic()):
             await set_within(max(0.0, standing.sent_s + LEADER_REFRESH_S - time.monotonic()), self._news)
             self._news.clear()
@@ -170,7 +170,7 @@ class Leader:
                 await asyncio.sleep(RETRY_S)
 
     async def _look_again(self, standing: Standing) -> None:
-        """Our revision is not the last one: a refresh of ours whose answer was lost, or the end of the leadership."""
+        """The key has a newer revision: a refresh of ours whose answer was lost, or the end of the leadership."""
         try:
             entry = await self._bucket.get(self._key)
         except TransportUnavailable:
@@ -195,7 +195,7 @@ class Leader:
 
     async def _store(self, revision: int) -> int:
         leadership = replace(self._leadership, order=self._order())
-        # An answer that stays away longer than this is not worth waiting for: the next refresh finds out.
+        # An answer that takes longer than this is not worth waiting for: the next refresh finds out.
         try:
             async with asyncio.timeout(LEADER_REFRESH_S):
                 return await self._bucket.update(self._key, leadership, revision=revision, ttl_s=LEADER_TTL_S)

@@ -1,7 +1,7 @@
 """The one way to the server, with the traps of design §10 closed.
 
 Every call ends within its time-out. A refusal and an unknown outcome are different errors: `StreamFull` and
-`WrongRevision` mean that nothing was stored, `TransportUnavailable` means that nobody knows (`ops.nats.errors`).
+`WrongRevision` mean that nothing was stored, `TransportUnavailable` that the outcome is unknown (`ops.nats.errors`).
 """
 
 from typing import Self
@@ -26,7 +26,7 @@ class NatsLink:
         self.connection = Connection(client)
         self.core = Core(client)
         self.streams = ServerStreams(client, js)
-        # made before the others, the watches are the first that learn of a reconnect
+        # made before the others, so that the watches learn of a reconnect first
         self.watches = Watches(WatchedServer(client, self.connection, self.streams), self.connection)
         self.messages = Messages(client, js, self.connection)
         self.entries = Entries(client, self.connection, self.messages, self.watches)
@@ -37,8 +37,8 @@ class NatsLink:
         """Connects to *server*, trying for *wait_s* seconds. Of several addresses it takes any one, and another when
         that server dies.
 
-        Raises TransportUnavailable when nobody answers, UnusableServer for one that is too old (before 2.11), that
-        does not know the user, or whose certificate is not trusted.
+        Raises TransportUnavailable when nobody answers; UnusableServer for a server that is too old (before 2.11), that
+        does not accept the user, or whose certificate is not trusted.
         """
         connector = Connector(server if isinstance(server, NatsAccess) else NatsAccess.at(server), name=name)
         link = cls(await connector.connect(wait_s=wait_s))

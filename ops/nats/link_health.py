@@ -1,4 +1,4 @@
-"""What a process reports of its connection to nats-server: whether it stands, and how far the clocks are apart."""
+"""What a process reports of its connection to nats-server: whether it is up, and how far the clocks are apart."""
 
 import asyncio
 import contextlib
@@ -29,12 +29,12 @@ log = structlog.get_logger("nats")
 
 @contextlib.asynccontextmanager
 async def reporting_on(link: NatsLink, role: Role, background: Background | None = None) -> AsyncIterator[None]:
-    """While the block runs, the metrics of this process, which has *role*, say whether *link* is connected, and how far
-    the clocks are apart; it measures that every LOOK_EVERY_S. It publishes which streams refuse its writes, and reads a
-    bucket again that somebody purged (`Watch.look`).
+    """While the block runs, the metrics of this process, which has *role*, show whether *link* is connected, and how
+    far the clocks are apart, measured every LOOK_EVERY_S. The process publishes which streams refuse its writes, and
+    reads a bucket again that somebody purged (`Watch.look`).
 
-    At the start a clock that is off is refused (`ServerClock.require`). One that drifts away later is logged, and not
-    acted upon: the tasks in hand are worth more than a look that comes a second late.
+    A process refuses to start with a clock that is off (`ServerClock.require`). If its clock drifts away later, the
+    process only logs that: its tasks in hand are worth more than a look that comes a second late.
     """
     begin(role)
     background = background or Background()

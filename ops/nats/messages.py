@@ -36,8 +36,8 @@ class Messages:
     ) -> Ack:
         """Stores a message and returns the server's ack. Raises StreamFull, WrongRevision, TransportUnavailable.
 
-        Only a work queue raises StreamFull. Whatever else the server does not store raises TransportUnavailable:
-        whoever writes a record can only try again.
+        Only a work queue raises StreamFull. Any other refusal to store raises TransportUnavailable: the writer of a
+        record can only try again.
         """
         all_headers = dict(headers or {})
         if message_id is not None:
@@ -58,7 +58,7 @@ class Messages:
             await asyncio.sleep(UNDECIDED_WAIT_S)
 
     def _note_failure(self, subject: str, error: Exception) -> None:
-        # where the whole server is away, or is just coming back, a missing answer says nothing of the stream
+        # while the whole server is away or just coming back, a missing answer says nothing about the stream
         if isinstance(error, nats.js.errors.APIError):
             if error.err_code == _NO_RESOURCES:
                 self.writes.failed(stream_of(subject), "limit", time.monotonic())

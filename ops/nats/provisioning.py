@@ -32,8 +32,8 @@ from ops.nats.errors import translated
 from ops.nats.link import NatsLink
 from ops.nats.pull import consumer_config
 
-# The settings that are compared. What an operator may have set for reasons of their own, and what the server fills in,
-# is left alone.
+# The settings that are compared. Provisioning leaves alone what an operator may have set for reasons of their own, and
+# what the server fills in.
 _STREAM_FIELDS: Final = [
     "description",
     "subjects",
@@ -79,7 +79,7 @@ class NotProvisioned(Exception):
 
 
 class NoKeys(Exception):
-    """Others than this machine could call the gateway, and there is no API key by which to distinguish them."""
+    """Other machines could call the gateway, and there is no API key by which to distinguish callers."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -127,7 +127,7 @@ async def _mend(difference: Difference, mend: "_Mend") -> None:
 
 
 async def require_provisioned(link: NatsLink, want: Topology) -> None:
-    """Raises NotProvisioned when a stream, consumer or bucket is missing (one that differs is the operator's)."""
+    """Raises NotProvisioned when a stream, consumer or bucket is missing. One that differs is the operator's choice."""
     missing = [difference for difference in await differences(link, want) if difference.field == ""]
     if missing:
         names = ", ".join(difference.name for difference in missing)
@@ -160,7 +160,7 @@ async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Differ
     for spec in specs:
         config = _stream_config(spec).evolve(num_replicas=want.replicas)
         fields = _STREAM_FIELDS if spec.name in work_queues else _RECORD_FIELDS
-        # a number of replicas that nobody asks for is the operator's own, as is the placement
+        # unless *want* names a number of replicas, the number is the operator's choice, as is the placement
         fields = fields if want.replicas is None else [*fields, "num_replicas"]
         name = str(config.name)
         try:
@@ -169,7 +169,7 @@ async def _compare(link: NatsLink, want: Topology) -> AsyncIterator[tuple[Differ
         except NotFoundError:
             yield Difference(name, "", None, None), partial(manager.add_stream, config)
         else:
-            if have.description:  # their own words, or those of another version
+            if have.description:  # the operator's own words, or those of another version
                 fields = [field for field in fields if field != "description"]
             mended = have.evolve(**{field: getattr(config, field) for field in fields})
             for difference in _differing(name, fields, have, config):
@@ -192,7 +192,7 @@ def _differing(name: str, names: list[str], have: Any, want: Any) -> Iterator[Di
     for field in names:
         ours, theirs = getattr(want, field), getattr(have, field)
         if field == "description" and theirs:
-            continue  # their own words
+            continue  # the operator's own words
         if (ours or None) != (theirs or None):
             yield Difference(name, field, theirs, ours)
 

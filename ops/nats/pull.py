@@ -22,8 +22,8 @@ from ops.telemetry.metrics import consumers_made_anew
 FETCH_TIMEOUT_S: Final = 2.0
 # The pause before the next try to make a consumer anew.
 MISSING_PAUSE_S: Final = 1.0
-# A cluster elects a leader within seconds. So long a consumer without one is no reason to send tasks elsewhere, where
-# another pipeline might have to be loaded for them.
+# A cluster elects a leader within seconds. A consumer that lacks one for less than this time is no reason to send tasks
+# elsewhere, where a worker might have to load another pipeline for them.
 LEADERLESS_S: Final = 15.0
 _ALREADY_THERE: Final = 10148
 
@@ -31,7 +31,7 @@ log = structlog.get_logger("nats")
 
 
 class ConsumerRefused(TransportUnavailable):
-    """The server answered that it does not make the consumer, because its stream is gone or this user may not."""
+    """The server refused to make the consumer, because its stream is gone or this user may not make it."""
 
 
 class Pull:
@@ -50,12 +50,12 @@ class Pull:
         self._was_logged = False
         self._undecided_since_s: float | None = None
         self.trouble: str | None = None
-        """Why nothing can come from here; None while all is well."""
+        """Why no message can come from this consumer; None while all is well."""
 
     async def fetch(self, batch: int = 1, *, timeout_s: float = FETCH_TIMEOUT_S) -> list[Msg]:
         """*batch* messages, or those that came within *timeout_s*; an empty list when none did or the server is away.
 
-        A consumer that is gone is made anew, as provisioning does: nobody else would notice (ADR 0031).
+        It makes a consumer that is gone anew, as provisioning does: no other process would notice (ADR 0031).
         """
         messages = await self._fetch(batch, timeout_s)
         if self._client.lost_its_consumer(self._subscription):
@@ -96,8 +96,8 @@ class Pull:
         except TimeoutError:
             messages = []
         except (nats.errors.Error, OSError) as error:
-            # a lost connection was logged already, and a cluster that elects a leader refuses for seconds: one line is
-            # enough
+            # a lost connection was logged already; a cluster that elects a leader refuses for seconds, and one line for
+            # that is enough
             if not isinstance(error, nats.errors.OutboundBufferLimitError) and not self._was_logged:
                 log.warning("fetch_failed", consumer=self._name, error=repr(error))
                 self._was_logged = True
@@ -134,7 +134,7 @@ async def make_consumer(client: NatsClient, stream: str, name: str) -> bool:
 
 
 def consumer_config(spec: ConsumerSpec) -> ConsumerConfig:
-    """*spec* as the server wants it."""
+    """*spec* as the server takes it."""
     return ConsumerConfig(
         durable_name=spec.name,
         description=spec.description,
@@ -148,7 +148,7 @@ def consumer_config(spec: ConsumerSpec) -> ConsumerConfig:
 
 
 async def ack_sync(message: Msg) -> None:
-    """Acks *message* and waits until the server has it. Raises TransportUnavailable.
+    """Acks *message* and waits until the server has the ack. Raises TransportUnavailable.
 
     An ack proves nothing about the task (design §10.2); the record does.
     """

@@ -1,4 +1,4 @@
-"""Keeps what the reader of a bucket has been given, so that it learns of every change once, and of what is gone."""
+"""Keeps what the reader of a bucket was given, so that the reader learns once of every change and of what is gone."""
 
 import contextlib
 import traceback
@@ -25,7 +25,7 @@ class KnownRevision(Struct, frozen=True):
 def contradicts(given: dict[str, KnownRevision], newest: dict[str, Entry]) -> bool:
     """Whether *newest*, the last entry of every key now, shows that an entry that was *given* is gone. Pure.
 
-    A key that is gone shows nothing: it may have expired.
+    A missing key proves nothing: it may have expired.
     """
     for key, entry in newest.items():
         known = given.get(key)
@@ -37,7 +37,7 @@ def contradicts(given: dict[str, KnownRevision], newest: dict[str, Entry]) -> bo
 
 
 def is_news(entry: Entry, given: KnownRevision | None, *, went_back: bool) -> bool:
-    """Whether the reader is to get *entry* after what it was *given* of its key. Pure.
+    """Whether *entry* is new to a reader that was *given* the key's last entry. Pure.
 
     Where the bucket *went_back*, what was given may be gone: then a lower revision is news, too.
     """
@@ -49,8 +49,9 @@ def is_news(entry: Entry, given: KnownRevision | None, *, went_back: bool) -> bo
 class Reader:
     """The reader of *bucket*, and what it has been given so far. `Watch` says what the callbacks mean.
 
-    While the bucket is read once more, its entries are held back; the reader gets them all at once, so that nobody sees
-    half of it. With *on_whole* the bucket is too large for that, and the reader gets every entry as it comes.
+    While the bucket is read once more, its entries are held back. The reader then gets them all at once, so that it
+    never sees half a bucket. With *on_whole* the bucket is too large for that, and the reader gets every entry as it
+    comes.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class Reader:
     ) -> None:
         self._bucket, self._on_change, self._on_again, self._on_whole = bucket, on_change, on_again, on_whole
         self._given: dict[str, KnownRevision] = {}
-        # of those, the keys that have a value; of a large bucket those that were given since the last look
+        # the given keys that have a value; of a large bucket only those given since the last look
         self._standing: dict[str, int] = {}
         self._held_back: list[Entry] | None = None
         self.has_lost = False
-        """Whether entries that the reader was given may be gone: then all that is there now is news."""
+        """Whether entries that the reader was given may be gone: then everything in the bucket now is news."""
 
     @property
     def is_behind(self) -> bool:
@@ -80,7 +81,7 @@ class Reader:
             self._on_again()
 
     def receive(self, entry: Entry, *, is_whole: bool) -> None:
-        """*entry* came from the bucket; *is_whole*: all that was there at the start came before it."""
+        """*entry* came from the bucket. *is_whole*: everything that was there at the start came before it."""
         if self._held_back is not None and self._on_whole is None:
             self._held_back.append(entry)
         else:
@@ -93,7 +94,8 @@ class Reader:
             self._held_back, self.has_lost = None, False
 
     def went_back(self) -> None:
-        """The server lost what it had stored. That is reported once, until the reader has what is there now."""
+        """The server lost what it had stored. Reports that once, and not again until the reader has what is there
+        now."""
         if not self.has_lost:
             self.has_lost = True
             streams_went_back.add(self._bucket)
@@ -101,8 +103,8 @@ class Reader:
             log.error("stream_went_back", bucket=self._bucket, advice=advice)
 
     def standing(self) -> tuple[int | None, list[int]]:
-        """How many keys have a value by what the reader was given; of a large bucket None, and the revisions that it
-        was given since the last `looked`."""
+        """How many keys have a value, by what the reader was given. For a large bucket that is None, and the list has
+        the revisions that the reader was given since the last `looked`."""
         return (len(self._standing), []) if self._on_whole is None else (None, [*self._standing.values()])
 
     def looked(self) -> None:
@@ -117,15 +119,14 @@ class Reader:
             self._standing.pop(entry.key, None)
         elif self._on_whole is None or is_whole:
             self._standing[entry.key] = entry.revision
-        try:  # and not `_reported`: this is called for every entry
+        try:  # and not `_reported`, which costs too much for every entry
             self._on_change(entry)
         except Exception as error:
             _report(error, f"{self._bucket}.{entry.key}", entry.revision)
 
     @contextlib.contextmanager
     def _reported(self, what: str, revision: int) -> Iterator[None]:
-        """Reports what the reader raises at one entry: it still gets the others, and nobody waits for ever at the
-        start."""
+        """Reports what the reader raises at one entry: it still gets the others, and `Watch.wait` still returns."""
         try:
             yield
         except Exception as error:
@@ -157,7 +158,7 @@ class Reader:
 
 
 def _report(error: Exception, what: str, revision: int) -> None:
-    # (the text of the error may repeat what stands in the entry: only its place is reported)
+    # the text of the error may repeat what the entry holds: only its place is reported
     place = traceback.extract_tb(error.__traceback__)[-1]
     reason = f"{type(error).__name__} in {place.name}, line {place.lineno}"
     unreadables.report("entry", what, reason, revision=revision)

@@ -1,4 +1,4 @@
-"""The records of tasks (KV `tasks`), and how a process moves one whose task it does not hold."""
+"""The records of tasks (KV `tasks`), and how a process moves the record of a task that it does not hold."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -34,7 +34,7 @@ class TaskAtRevision(Struct, frozen=True):
 
 
 class Moved(Struct, frozen=True):
-    """A task as its record says now, and what it was *before*; that is None where it was left as it is."""
+    """A task as its record is now, and as it was *before* the move; *before* is None where nothing was written."""
 
     task: GenerationTask
     revision: int
@@ -69,11 +69,11 @@ class TaskRecords(Bucket[GenerationTask]):
         record.
 
         1. *known* is what the caller saw last; without it the record is read, by *read* where that is given.
-        2. *change* says what the task becomes. It may be called several times, and raises where nothing is to be done.
-        3. The write happens within `around(task)`, which sees WrongRevision where somebody else was faster.
+        2. *change* says what the task becomes. It may be called several times, and what it raises ends the move.
+        3. The write happens within `around(task)`, which sees WrongRevision where another process was faster.
         4. Then the record is read once more, and *change* is called again.
 
-        Raises TransportUnavailable: then nobody knows whether the record was moved.
+        Raises TransportUnavailable: then it is unknown whether the record was moved.
         """
         at = known
         while True:

@@ -1,6 +1,6 @@
 """Reports which streams take no writes, and learns the same from the reports of other processes (ADR 0031).
 
-A process whose write was not answered looks whether the server answers a read of the same stream. If it does, the
+A process whose writes were not answered checks whether the server answers a read of the same stream. If it does, the
 process publishes that the stream refuses, in a message that is not stored.
 """
 
@@ -14,7 +14,7 @@ from contracts.topology import REFUSING_SUBJECTS, refusing_subject
 from ops.nats.link import NatsLink
 from ops.nats.write_health import Refusals, Why
 
-# A process publishes its report again this often; `Refusals` believes it for a few times as long.
+# A process publishes its report again this often; `Refusals` believes a report for a few times as long.
 LOOK_EVERY_S: Final = 1.0
 
 log = structlog.get_logger("nats")
@@ -33,7 +33,7 @@ async def report_refusals(link: NatsLink) -> None:
         suspects = link.messages.writes.suspects(time.monotonic())
         for stream, why in suspects.items():
             if why == "silent" and not await link.streams.has_leader(stream):
-                continue  # the server is away, or stopped, as a whole
+                continue  # the whole server is away or suspended
             if stream not in reported:
                 log.error("stream_refuses_writes", stream=stream, why=why, advice=ADVICE[why])
                 reported.add(stream)
@@ -44,7 +44,7 @@ async def report_refusals(link: NatsLink) -> None:
 
 
 async def learn_refusals(link: NatsLink, refusals: Refusals) -> None:
-    """From now on *refusals* knows what any process reports. Raises TransportUnavailable."""
+    """From now on *refusals* gets the reports of every process. Raises TransportUnavailable."""
 
     def heard(subject: str, payload: bytes) -> None:
         why: Why = "limit" if payload == b"limit" else "silent"

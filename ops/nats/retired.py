@@ -48,7 +48,7 @@ async def retire(link: NatsLink) -> list[Retired]:
 
 
 async def _used_by(link: NatsLink, name: str) -> str | None:
-    """Who uses *name*. A worker of an earlier version that is idle shows nowhere: it sets a timer when it claims."""
+    """Who uses *name*. An idle worker of an earlier version leaves no trace: it sets a timer only when it claims."""
     if await link.streams.subjects(name, "deadline.set.>"):
         return "timers of processes of that version are set there"
     for _ in range(LOOKS):

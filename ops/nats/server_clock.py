@@ -1,4 +1,5 @@
-"""The server's clock, to which every machine is held, since one machine sets a deadline and another judges it."""
+"""The server's clock. Every machine's clock must agree with it, since one machine sets a deadline and another checks
+it."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -10,7 +11,7 @@ from ops.nats.clock import parse_time
 from ops.nats.errors import UnusableServer, translated
 
 MAX_SKEW_S: Final = 0.25
-# Every user may ask for this one.
+# Every user may ask for the state of this stream.
 _ANY_STREAM: Final = f"$JS.API.STREAM.INFO.{bucket_stream(TASKS)}"
 
 
@@ -20,10 +21,10 @@ class ServerClock:
     def __init__(self, client: NatsClient) -> None:
         self._client = client
         self.skew_s: float | None = None
-        """The server's clock less this one's as it was measured last, in seconds; None before."""
+        """The server's clock minus this machine's, in seconds, as measured last; None before."""
 
     async def measure_skew_s(self) -> float:
-        """The server's clock less this one's, in seconds, as well as a few round trips can show.
+        """The server's clock minus this machine's, in seconds, as exactly as a few round trips can show.
 
         Raises TransportUnavailable, UnusableServer.
         """

@@ -33,8 +33,8 @@ async def read_slots(link: NatsLink, *, now: datetime) -> list[VideoPipelineSlot
 
 
 async def lift(link: NatsLink, slot: str, *, now: datetime) -> VideoPipelineSlot:
-    """quarantined → empty, by compare-and-set. Returns the slot as it was. Its worker watches, and takes up work at
-    once.
+    """quarantined → empty, by compare-and-set. Returns the slot as it was. Its worker watches the bucket, and takes up
+    work at once.
 
     Raises NotQuarantined, also for a slot that nobody has shown; ValueError for a text that is no name of a slot;
     TransportUnavailable.

@@ -1,4 +1,4 @@
-"""`warmlane up` restarts its own nats-server where that refuses writes and a restart helps (ADR 0031)."""
+"""`warmlane up` restarts its own nats-server when the server refuses writes and a restart helps (ADR 0031)."""
 
 import asyncio
 import shutil
@@ -14,7 +14,7 @@ from ops.nats.refusals import learn_refusals
 from ops.nats.write_health import Refusals
 
 LOOK_EVERY_S: Final = 1.0
-# Writes must have been refused for so long: meanwhile one of them may be stored after all.
+# A stream must have refused writes for this long before a restart: one of them may be stored after all.
 STEADY_S: Final = 3.0
 # With less free space than this, nats-server would refuse again at once.
 NEEDED_BYTES: Final = 32 * 1024 * 1024
@@ -50,8 +50,8 @@ def may_restart(silent_for_s: float, free_bytes: int, restarts: Restarts, now_s:
 
 
 class StoreKeeper:
-    """Learns which streams refuse writes, calls *restart* for the server whose store is *store*, and *say* with what it
-    does."""
+    """Learns which streams refuse writes, and calls *restart* for the server whose store is *store*. It calls *say*
+    with what it does."""
 
     def __init__(
         self, link: NatsLink, store: Path, restart: Callable[[], Awaitable[None]], say: Callable[[str], None]

@@ -1,8 +1,8 @@
-"""The JetStream store of a data folder has one nats-server, on whatever port (ADR 0031).
+"""At most one nats-server, on whatever port, uses the JetStream store of a data folder (ADR 0031).
 
-Two servers on one store corrupt it: each believes what it read at its start. The lock is on a file, and nats-server
-inherits it, so that it is held until that process is gone, however its parent ended. `filelock` does not serve: it
-unlocks the file when the parent ends, for both.
+Two servers on one store corrupt it: each believes what it read at its start. The lock is on a file. nats-server
+inherits the lock, so it is held until that process is gone, however its parent ended. `filelock` does not serve: when
+the parent ends, it unlocks the file for both.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ ENDS_WITHIN_S: Final = 5.0
 
 
 class StoreHolder(Struct, frozen=True, kw_only=True):
-    """Who runs a nats-server on the store. *pid* is that of *command*, or of nats-server where *command* has ended."""
+    """The process that holds the store. *pid* is that of *command*, or of nats-server where *command* has ended."""
 
     pid: int
     command: str
@@ -39,9 +39,9 @@ class StoreHolder(Struct, frozen=True, kw_only=True):
 
 @contextlib.contextmanager
 def holding_store(data_dir: Path, command: str, *, nats_port: int, port: int | None = None) -> Iterator[int]:
-    """Holds the store of *data_dir* for `warmlane` *command*; gives the descriptor that nats-server is to inherit.
+    """Holds the store of *data_dir* for `warmlane` *command*; yields the descriptor that nats-server is to inherit.
 
-    Raises click.ClickException when another process has it, or the folder cannot be used.
+    Raises click.ClickException when another process holds the store, or the folder cannot be used.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)

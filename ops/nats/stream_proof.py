@@ -9,8 +9,8 @@ from msgspec import Struct
 
 
 class StreamState(Struct, frozen=True):
-    """When the stream was made, as the server writes it, the last sequence that it gave, the first that it still has
-    (one more than the last where it holds nothing), and how many subjects it holds."""
+    """When the stream was made, as the server writes it; the last sequence that it gave; the first sequence that it
+    still has; and how many subjects it holds. Once it is emptied, *first_seq* is one more than *last_seq*."""
 
     created: str
     last_seq: int
@@ -35,7 +35,7 @@ class There(Struct, frozen=True):
 
 
 class Verdict(Enum):
-    """What a watch finds of its stream when it was interrupted."""
+    """What a watch finds out about its stream after an interruption."""
 
     SAME = auto()
     WENT_BACK = auto()
@@ -43,14 +43,15 @@ class Verdict(Enum):
 
 
 def judged(*, made_at: str | None, mark: Mark | None, state: StreamState, there: There | None) -> Verdict:
-    """Whether the stream, which is in *state* and has *there* at the sequence of *mark*, is the one that was followed,
-    made at *made_at*, and still holds all that was known of it. Pure.
+    """Whether the stream in *state* is the one that was followed, and still holds all that was known of it. Pure.
 
-    1. It was made at another time: it is another stream.
+    The stream that was followed was made at *made_at*. *there* is the message at the sequence of *mark* now.
+
+    1. The stream was made at another time: it is another stream.
     2. It has not come as far as *mark*: it lost what came last.
-    3. Another message stands there: it lost what came last, and others have written since.
+    3. Another message is there: the stream lost what came last, and others have written since.
     4. The message of *mark* is there: nothing before it can be lost.
-    5. No message stands there: that of *mark* was replaced by a newer one of its key, or has expired, or was lost. That
+    5. No message is there: that of *mark* was replaced by a newer one of its key, or has expired, or was lost. That
        proves nothing.
     """
     if made_at is not None and made_at != state.created:  # 1
@@ -70,8 +71,8 @@ def was_emptied(*, standing: int | None, lately: Iterable[int], before: StreamSt
     last look, and is in the state *now*.
 
     1. It has fewer subjects than *standing*, the number of keys that had a value by what was reported before this look.
-    2. Where nobody counts all keys (None): nothing is left of all that it held before,
-    3. or one of the entries that were reported *lately*, by their revisions, is older than all it holds.
+    2. *standing* is None, since nobody counts the keys of a large bucket: nothing is left of what it held before.
+    3. The same: an entry that was reported *lately* (*lately* has revisions) is older than all that it holds.
     """
     if standing is not None:  # 1
         return now.subjects < standing
@@ -91,7 +92,7 @@ class StreamSource(Protocol):
         """Raises when there is no such stream, or no answer."""
 
     async def message_at(self, stream: str, seq: int) -> There | None:
-        """The message of *stream* at *seq*; None where none is any more. Raises when there is no answer."""
+        """The message of *stream* at *seq*; None where it is gone. Raises when there is no answer."""
 
 
 class KnownStream:
@@ -104,18 +105,18 @@ class KnownStream:
         self.last: Mark | None = None
         """The message that came last; None where none came since `forget`."""
         self._noted: Mark | None = None
-        # after how many breaks something was noted that no mark stands for
+        # the number of breaks when something was noted without a mark
         self._doubted: int | None = None
 
     def made_at(self, created: str) -> None:
-        """It is the stream that was made at *created*."""
+        """The followed stream was made at *created*."""
         self._made_at = created
 
     def note(self, mark: Mark, cuts: int) -> None:
-        """The process knows without a watch that the stream holds *mark*: it wrote or read it, and had asked for that
-        when the connection had broken *cuts* times.
+        """The process knows without a watch that the stream holds *mark*, since it wrote or read that message. When it
+        began the call, the connection had broken *cuts* times.
 
-        What was asked after a break proves nothing of the time before it, and may itself be lost by the next one.
+        A call after a break proves nothing about the time before it, and the next break may lose what the call stored.
         """
         if cuts != self._cuts:
             self._doubted = cuts
@@ -124,11 +125,11 @@ class KnownStream:
             self._noted = mark
 
     def doubt(self) -> None:
-        """No mark proves anything at the next `judge`."""
+        """At the next `judge` no mark proves that the stream is the same."""
         self._doubted = -1  # no break has that number
 
     def forget(self) -> None:
-        """The stream is followed from its start: what was known before counts no more."""
+        """The stream is followed from its start: what was known before no longer counts."""
         self.last = self._noted = None
 
     async def judge(self) -> tuple[Verdict, StreamState]:

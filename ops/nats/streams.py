@@ -1,4 +1,4 @@
-"""The streams of the server: which there are, how far each has come, and how full it is."""
+"""The streams of the server: which exist, how far each has come, and how full it is."""
 
 from datetime import datetime
 from typing import Any
@@ -40,7 +40,7 @@ class ServerStreams:
 
     @property
     def manager(self) -> JetStreamManager:
-        """Makes, shows and changes streams and consumers: for provisioning, which is all about their settings."""
+        """Makes, shows and changes streams and consumers. It is for provisioning, which deals with their settings."""
         return self._js
 
     async def exists(self, stream: str) -> bool:
@@ -87,7 +87,7 @@ class ServerStreams:
         return loads(reply.data)
 
     async def usage(self) -> Usage:
-        """What JetStream has stored, and may store by the account's limit. Raises TransportUnavailable."""
+        """How much JetStream has stored, and may store by the account's limit. Raises TransportUnavailable."""
         with translated("storage"):
             reply = await self._client.request("$JS.API.INFO", timeout=REPLY_TIMEOUT_S)
         info = loads(reply.data)

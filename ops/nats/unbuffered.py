@@ -1,4 +1,4 @@
-"""nats-py's client, except that nothing is sent later than its sender waits for it (design §10.5, ADR 0030)."""
+"""nats-py's client, except that it sends nothing after the sender has stopped waiting (design §10.5, ADR 0030)."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import nats.errors
 
 # The most that is handed to the socket at once. The rest stays in `_pending`, where it can still be dropped.
 WRITTEN_AT_ONCE_BYTES: Final = 65_536
-# What a server that lives is sent at the end is sent by then.
+# A server that is alive takes what is left to send within this time.
 CLOSE_S: Final = 2.0
 # Closing discards what the kernel has not sent.
 _DISCARDING: Final = struct.pack("ii", 1, 0)
@@ -21,14 +21,14 @@ class UnbufferedClient(nats.aio.client.Client):
     """Sends at once, or not at all."""
 
     def require_connection(self) -> None:
-        """Raises ConnectionClosedError, and OutboundBufferLimitError while there is no connection."""
+        """Raises ConnectionClosedError once closed, and OutboundBufferLimitError while there is no connection."""
         if self.is_closed:
             raise nats.errors.ConnectionClosedError
         if not self.is_connected or self._flush_queue is None:
-            raise nats.errors.OutboundBufferLimitError  # it is never buffered (design §10.5)
+            raise nats.errors.OutboundBufferLimitError  # nothing is ever buffered (design §10.5)
 
     def enqueue(self, command: bytes) -> None:
-        """*command* is the next to be sent."""
+        """Queues *command* to be sent."""
         assert self._flush_queue is not None
         self._pending.append(command)
         self._pending_data_size += len(command)
@@ -36,7 +36,7 @@ class UnbufferedClient(nats.aio.client.Client):
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     def drop(self, command: bytes) -> None:
-        """Nobody waits for *command* any more: it is dropped, unless it was sent already."""
+        """Drops *command*, unless it was sent already: nobody waits for it any more."""
         with contextlib.suppress(ValueError):
             self._pending.remove(command)
             self._pending_data_size -= len(command)
@@ -47,7 +47,7 @@ class UnbufferedClient(nats.aio.client.Client):
             await super()._send_command(cmd, priority)
 
     async def _flusher(self) -> None:
-        """As nats-py's, but in pieces: a server that stalls leaves the rest in `_pending`, and not in a buffer of which
+        """As nats-py's, but in pieces. When the server stalls, the rest stays in `_pending`, not in a buffer from which
         nothing can be taken back."""
         assert self._flush_queue is not None
         assert self._transport is not None
@@ -83,7 +83,7 @@ class UnbufferedClient(nats.aio.client.Client):
         await super()._attempt_reconnect()
 
     async def close(self) -> None:
-        """As nats-py's; what the server does not take within CLOSE_S is dropped, also by one that stands still."""
+        """As nats-py's; drops what the server, perhaps stalled, does not take within CLOSE_S."""
         aborting = asyncio.get_running_loop().call_later(CLOSE_S, self._abort)
         try:
             await super().close()
@@ -92,7 +92,7 @@ class UnbufferedClient(nats.aio.client.Client):
 
     def _abort(self) -> None:
         """Discards, as far as it can, what was written and is not yet sent: nats-py would wait until it is sent."""
-        # whatever it raises about a connection that is over, the next one must be made
+        # whatever a dead connection raises here, the next one must be made
         with contextlib.suppress(Exception):
             writer: Any = getattr(self._transport, "_io_writer", None)
             transport = writer.transport

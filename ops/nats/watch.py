@@ -1,10 +1,10 @@
-"""A bucket, reported to whoever keeps it in memory, and reported anew where it turns out to have changed unseen.
+"""Reports a bucket to a reader that keeps it in memory, and reports it anew when it has changed unseen.
 
-A stream can go back: a power cut loses what was not yet on the disk, a bucket is removed and provisioned anew, an older
-copy of the store is put in its place. A watch that goes on after "the last sequence that I saw" is then blind to as
-many writes as were lost, and its reader answers from memory what the server does not have. So a watch that was
-interrupted, for whatever reason, proves first that its stream is still the one that it followed
-(`ops.nats.stream_proof`), and otherwise reports the bucket anew (`ops.nats.reader`, ADR 0030).
+A stream can go back: a power cut loses what was not yet on the disk, or an operator provisions a removed bucket anew,
+or restores an older copy of the store. A watch that resumed after the last sequence that it saw would then miss as many
+writes as were lost, and its reader would answer from memory what the server does not have. So a watch that was
+interrupted, for whatever reason, first proves that its stream is still the one that it followed
+(`ops.nats.stream_proof`). Otherwise it reports the bucket anew (`ops.nats.reader`, ADR 0030).
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from ops.nats.stream_proof import KnownStream, Mark, StreamSource, StreamState, 
 from ops.telemetry.metrics import streams_went_back, watch_restarts
 from ops.telemetry.seldom import Seldom
 
-# The server reports twice a second that a consumer lives. One that is silent for so long is taken for gone.
+# The server sends each consumer a heartbeat twice a second. A consumer that is silent for this long counts as gone.
 SILENT_S: Final = 1.0
 # The pause after a failed try to follow the bucket again.
 RETRY_S: Final = 0.2
@@ -31,18 +31,18 @@ log = structlog.get_logger("nats")
 
 
 class FollowedStream(Protocol):
-    """A consumer of a stream, as `NatsClient.follow` makes it. It ends once, and brings nothing after that."""
+    """A consumer of a stream, as `NatsClient.follow` makes it. It ends once, and delivers nothing after that."""
 
     @property
     def pending(self) -> int:
-        """How many messages there were to be brought when it was made."""
+        """How many messages it had to deliver when it was made."""
 
     @property
     def heard_s(self) -> float:
         """When something came from it last, in monotonic seconds."""
 
     async def close(self) -> None:
-        """It brings nothing any more."""
+        """Ends it: it delivers nothing more."""
 
 
 class Server(StreamSource, Protocol):
@@ -57,21 +57,23 @@ class Server(StreamSource, Protocol):
         on_message: Callable[[Followed], None],
         on_end: Callable[[], None],
     ) -> FollowedStream:
-        """Brings every message from *start* on; without one, from the start, with or without *history*.
+        """Delivers every message from the sequence *start* on; without one, from the stream's start, with or without
+        *history*.
 
-        *on_end* is called when it has fallen silent, or missed one. Raises when there is no answer.
+        It calls *on_end* when it has fallen silent or missed a message. Raises when there is no answer.
         """
 
 
 class Watch:
-    """A bucket, followed for as long as its connection lives, whatever becomes of consumers, server and bucket.
+    """Follows a bucket for as long as the connection lives, whatever becomes of consumers, server and bucket.
 
-    *on_change* is called with every entry of the start, then with every change. Where the bucket may have gone back, it
-    is read once more from its start, and then reported at once: keys that are gone as deleted ones, and entries that
-    differ from those that were reported. Where it did go back and there is *on_again*, which forgets what is known of
-    revisions, every entry is reported. With *on_whole* as well, the reader finds out for itself what is gone, for a
-    bucket that is too large to be reported at once: *on_again* is called, then *on_change* with every entry as it
-    comes, then *on_whole*.
+    It calls *on_change* with every entry of the start, then with every change. Where the bucket may have gone back, the
+    watch reads it once more from its start, and then reports the differences at once: missing keys as deleted, and
+    entries that differ from those reported before. If the bucket did go back and there is *on_again*, the watch calls
+    *on_again*, which forgets the known revisions, and reports every entry.
+
+    *on_whole* is for a bucket that is too large to be reported at once; its reader finds out for itself what is gone.
+    The watch calls *on_again*, then *on_change* with every entry as it comes, then *on_whole*.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Watch:
         self._stream, self._prefix = bucket_stream(bucket), f"$KV.{bucket}."
         self._reader = Reader(bucket, on_change, on_again, on_whole)
         self.known = KnownStream(server, self._stream)
-        """What proves that the stream is the same; whoever reads or writes an entry notes it there."""
+        """What proves that the stream is the same. `Entries` notes there what it reads and writes."""
         self._following: FollowedStream | None = None
         self._state = self._looked = StreamState("", 0)
         self._is_whole = False
@@ -110,16 +112,16 @@ class Watch:
         self._keeping = asyncio.create_task(self._keep())
 
     async def wait(self) -> None:
-        """Returns once what was there at the start has been reported."""
+        """Returns once the watch has reported what was there at the start."""
         await self._synced.wait()
 
     def close(self) -> None:
-        """Nothing is reported any more."""
+        """Ends the watch: it reports nothing more."""
         if self._keeping is not None:
             self._keeping.cancel()
 
     def age_s(self) -> float:
-        """The greatest age of what was delivered last, in seconds; 0 while every change arrives at once."""
+        """How old the reader's copy may be, in seconds; 0 while every change arrives at once."""
         now_s = time.monotonic()
         if self._is_whole and self._following is not None:
             silent_s = now_s - self._following.heard_s
@@ -127,8 +129,8 @@ class Watch:
         return now_s - self._known_until_s
 
     async def look(self) -> None:
-        """Reads the bucket again if something is gone from it without a message, as after a purge. To be called now and
-        then. Raises what `Server` does."""
+        """Reads the bucket again if something is gone from it without a message, as after a purge. It has to be called
+        now and then. Raises what `Server` does."""
         if not self._is_whole:
             return
         standing, lately = self._reader.standing()
@@ -138,7 +140,7 @@ class Watch:
         if was_emptied(standing=standing, lately=lately, before=before, now=state):
             log.warning("bucket_emptied", bucket=self.bucket, advice="somebody purged it; it is read again")
             self.known.doubt()
-            self._reader.has_lost = True  # to its reader it is the same; the log has said that the server lost nothing
+            self._reader.has_lost = True  # the reader treats both alike; the log line says that the server lost nothing
             self._interrupt()
 
     # ── interruptions ────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,7 +151,7 @@ class Watch:
         self._interrupt()
 
     def on_back(self) -> None:
-        """The connection stands again."""
+        """The connection is up again."""
         self._connected.set()
         self._interrupt()
 
@@ -192,7 +194,8 @@ class Watch:
         await self._follow(None)
 
     async def _require_unchanged(self, state: StreamState) -> None:
-        """Looks again where the bucket was made anew between the proof and the consumer: no message would say so."""
+        """Resumes once more if the bucket was made anew between the proof and the consumer: no message would show
+        that."""
         if (await self._server.stream_state(self._stream)).created != state.created:
             self._interrupt()
 
@@ -212,7 +215,7 @@ class Watch:
             self._all_is_there()
 
     def _all_is_there(self) -> None:
-        # what comes after an interruption was on its way before it, and is not all that there is
+        # what comes after an interruption was on its way before it, and is not the whole bucket
         if self._is_whole or self._interrupted.is_set():
             return
         self._reader.all_is_there(self._state.last_seq)

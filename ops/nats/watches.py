@@ -1,4 +1,4 @@
-"""The watches of one connection, and what each of them needs of the server."""
+"""The watches of one connection, and what each of them needs from the server."""
 
 import asyncio
 import contextlib
@@ -67,7 +67,7 @@ class WatchedServer:
 
 
 class Watches:
-    """Every watch of one connection: they learn together of breaks, and of what the process reads and writes itself."""
+    """All watches of one connection. It notifies them of breaks, and of what the process reads and writes itself."""
 
     def __init__(self, server: WatchedServer, connection: Connection) -> None:
         self._server = server
@@ -87,8 +87,8 @@ class Watches:
         """Calls *on_change* with the last entry of every key, then with every change, across restarts of the server.
 
         With *history* it begins with every entry that the bucket still holds, in their order. `Watch.wait` returns once
-        the entries of the start have been reported. A bucket that lost what was reported is reported anew: a reader
-        that compares revisions gives *on_again*, and one that keeps too much for that to be done at once gives
+        the entries of the start have been reported. When a bucket loses what was reported, the watch reports it anew. A
+        reader that compares revisions gives *on_again*. A reader of a bucket too large to be reported at once gives
         *on_whole* as well (`Watch`). Raises NotFoundError where there is no such bucket, and TransportUnavailable.
         """
         watch = Watch(self._server, bucket, on_change, history=history, on_again=on_again, on_whole=on_whole)
@@ -103,7 +103,7 @@ class Watches:
 
     async def written(self, bucket: str, *, after: int, upto: int) -> dict[str, int]:
         """The keys of *bucket* that were written after the sequence *after*, up to *upto*, each with its newest
-        revision of those. Raises NotFoundError, TransportUnavailable."""
+        revision in that range. Raises NotFoundError, TransportUnavailable."""
         found: dict[str, int] = {}
         prefix, is_over, is_whole = f"$KV.{bucket}.", asyncio.Event(), False
 
@@ -138,7 +138,7 @@ class Watches:
                 watch.known.note(mark, cuts)
 
     def close(self) -> None:
-        """No watch reports anything any more."""
+        """Ends all watches: they report nothing more."""
         for watch in self._watches:
             watch.close()
 

@@ -1,19 +1,20 @@
 """Streams that take no writes while the server answers otherwise (ADR 0031).
 
-After a disk was full for a moment nats-server leaves every later write of a stream without an answer, until it is
-restarted; it still answers reads. What follows from the writes of one process, and from the reports of all, is decided
-here; `ops.nats.refusals` asks and reports.
+After its disk was full for a moment, nats-server answers no later write of a stream until it is restarted; it still
+answers reads. This file decides what follows from the writes of one process, and from the reports of all;
+`ops.nats.refusals` asks and reports.
 """
 
 from typing import Final, Literal
 
 from msgspec import Struct
 
-# A stream refuses when two writes or more had no answer over so long: a disk that was slow once was not full.
+# A stream counts as refusing when two or more writes had no answer over this time: a disk that was slow once is not
+# full.
 REFUSES_AFTER_S: Final = 4.0
-# After so long without a write, nobody knows what would become of one.
+# After this time without a write, it is unknown what would become of one.
 FORGOTTEN_AFTER_S: Final = 60.0
-# A report holds for so long; it is published again every LOOK_EVERY_S.
+# A report holds for this long; the process publishes it again every LOOK_EVERY_S.
 HEARD_S: Final = 5.0
 
 Why = Literal["silent", "limit"]
@@ -30,10 +31,10 @@ class _Failing(Struct):
 class Writes:
     """What became of the writes of this process, by stream. Pure: `now_s` is any clock that only goes forward.
 
-    1. A stream refuses when two writes or more failed, over `REFUSES_AFTER_S`, and none was stored since.
+    1. A stream refuses when two or more writes failed, over `REFUSES_AFTER_S`, and none was stored since.
     2. A write that is stored ends that; so does a new connection, which is to another server, or to one that was
-       started anew.
-    3. Where nobody has tried for `FORGOTTEN_AFTER_S`, nothing is known.
+       restarted.
+    3. Where the process has not tried for `FORGOTTEN_AFTER_S`, nothing is known.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class Writes:
         self._failing.clear()
 
     def suspects(self, now_s: float) -> dict[str, Why]:
-        """The streams that refuse, if the server answers a read of them now."""
+        """The streams that refuse writes, provided that the server answers a read of them now."""
         for stream, known in list(self._failing.items()):
             if now_s - known.last_s > FORGOTTEN_AFTER_S:  # 3
                 del self._failing[stream]
@@ -84,6 +85,6 @@ class Refusals:
         return {stream: why for stream, (why, _, last_s) in self._heard.items() if now_s - last_s <= HEARD_S}
 
     def silent_for_s(self, now_s: float) -> float:
-        """For how long some stream has been silent; 0 where none is."""
+        """The longest time for which a stream has been silent; 0 where none is."""
         silent = [stream for stream, why in self.now(now_s).items() if why == "silent"]
         return max((now_s - self._heard[stream][1] for stream in silent), default=0.0)
