@@ -1,6 +1,6 @@
 """Where artifacts are: a folder, or a bucket of S3, as `--artifacts` names it.
 
-Endpoint, region and credentials of a bucket are not part of its name: obstore has them from the variables `AWS_*`, or
+Endpoint, region and credentials of a bucket are not part of its name: obstore takes them from the variables `AWS_*`, or
 from the machine (a role of the instance, the container or the pod).
 """
 
@@ -22,18 +22,18 @@ from contracts.hosts import names_loopback
 from ops.artifacts import Artifacts, ConditionsIgnored, StorageFailed
 
 SCHEME: Final = "s3://"
-# A connection that is not made within the first, and a request that is not over within the second, is tried again; and
-# after the third no more. A part of a large video is a request of its own (`ops/artifacts.py`).
+# obstore retries a connection that is not made within the first time, and a request that is not over within the second.
+# After the third it no longer retries. A part of a large video is a request of its own (`ops/artifacts.py`).
 CONNECT_S: Final = 3.0
 REQUEST_S: Final = 30.0
 RETRIES_S: Final = 15.0
 RETRIES: Final = 5
-# What a client of the gateway waits for: the size of an object, a chunk of it, its removal.
+# The limit for what a client of the gateway waits for: the size of an object, a chunk of it, its removal.
 ANSWER_S: Final = 10.0
 # How long a process that starts waits for the store before it gives up, and is started again.
 PROVE_S: Final = 20.0
 _ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-# What opens the store. Processes that have no business there are started without.
+# The variables that open the store. Processes that have no business there are started without them.
 SECRETS: Final = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -59,7 +59,7 @@ class FolderPlace(Struct, frozen=True):
 
 
 class BucketPlace(Struct, frozen=True):
-    """What begins with *prefix* in a bucket of S3; all of it where the prefix is empty. It is one deployment's."""
+    """The objects of an S3 bucket below *prefix*; all of them where it is empty. They belong to one deployment."""
 
     bucket: str
     prefix: str
@@ -93,9 +93,9 @@ def place_of(text: str) -> ArtifactPlace:
 
 
 async def open_artifacts(place: ArtifactPlace, *, writes_videos: bool = False) -> Artifacts:
-    """The store at *place*. One in a bucket is proven first (`Artifacts.prove`), within PROVE_S; so is a folder for
-    whoever *writes_videos*: it may be a volume that was mounted read-only, or belongs to another user. A gateway
-    serves what is there from a disk that is full.
+    """The store at *place*. A bucket is proven first (`Artifacts.prove`), within PROVE_S. So is the folder of a process
+    that *writes_videos*: it may be a volume that was mounted read-only, or belongs to another user. A gateway's folder
+    is not: a gateway can serve what is there even from a full disk.
 
     Raises StorageFailed, which says what to do.
     """
@@ -120,7 +120,7 @@ async def open_artifacts(place: ArtifactPlace, *, writes_videos: bool = False) -
 
 
 def in_bucket(place: BucketPlace) -> Artifacts:
-    """The store at *place*; nobody has been asked yet. Raises StorageFailed for variables that mean nothing."""
+    """The store at *place*, which is not contacted yet. Raises StorageFailed for variables that make no sense."""
     endpoint = endpoint_of(os.environ)
     insecure = endpoint is not None and endpoint.startswith("http://")
     if insecure and not names_loopback(urlsplit(str(endpoint)).netloc):
@@ -129,9 +129,9 @@ def in_bucket(place: BucketPlace) -> Artifacts:
         store = S3Store(
             place.bucket,
             prefix=place.prefix or None,
-            # not every store knows the deletion of many at once
+            # not every store can delete many objects at once
             config={"disable_bulk_delete": True},
-            # whoever writes http:// into the endpoint means it
+            # an operator who writes http:// into the endpoint means it
             client_options={
                 "connect_timeout": timedelta(seconds=CONNECT_S),
                 "timeout": timedelta(seconds=REQUEST_S),
@@ -159,7 +159,7 @@ def endpoint_of(environ: Mapping[str, str]) -> str | None:
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """*environ* without what opens the store: for processes that have no business there. Pure."""
+    """*environ* without the variables that open the store: for processes that have no business there. Pure."""
     return {name: value for name, value in environ.items() if name not in SECRETS}
 
 

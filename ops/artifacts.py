@@ -25,7 +25,7 @@ PART_BYTES: Final = 8 << 20
 PARTS_AT_ONCE: Final = 4
 _PATH: Final = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/)?[A-Za-z0-9_-][A-Za-z0-9_.-]*", re.ASCII)
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>", re.ASCII)
-# What a bucket says of an object to whoever downloads it by a link.
+# The content types that a bucket gives to a client that downloads an object by a link.
 _TYPES: Final = {"mp4": "video/mp4", "webp": "image/webp"}
 
 
@@ -34,7 +34,7 @@ class StorageFailed(Exception):
 
 
 class ConditionsIgnored(StorageFailed):
-    """The store overwrites where it was told to create."""
+    """The store overwrites an object where it should only create one."""
 
 
 class StoredObject(Struct, frozen=True):
@@ -52,8 +52,7 @@ class Artifacts:
         self, store: ObjectStore, name: str, *, folder: Path | None = None, answers_within_s: float | None = None
     ) -> None:
         """*name* is what errors call it; *folder* is where *store* keeps its files, if it does. A read, a deletion or a
-        page of a listing fails after *answers_within_s* seconds, where that is given; how long a write may take is a
-        matter of *store*."""
+        page of a listing fails after *answers_within_s* seconds, where that is given; *store* itself limits a write."""
         self._store = store
         self.name = name
         self._folder = folder
@@ -86,9 +85,9 @@ class Artifacts:
             raise StorageFailed(_words_of(error)) from error
 
     async def put_new(self, path: str, content: bytes) -> bool:
-        """Stores *content* where there is nothing yet. Of several that try, one gets True, and its content is there.
+        """Stores *content* where there is nothing yet. Of several writers one gets True, and its content is stored.
 
-        A writer whose answer was lost may get False although the content is its own. Raises StorageFailed.
+        A writer whose answer was lost may get False although the stored content is its own. Raises StorageFailed.
         """
         _require_path(path)
         try:
@@ -119,7 +118,7 @@ class Artifacts:
             return None
 
     async def read(self, path: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The bytes from *start* up to, not including, *end*, in chunks. Raises StorageFailed, also where the object is
+        """The bytes from *start* up to, not including, *end*, in chunks. Raises StorageFailed, even where the object is
         gone."""
         _require_path(path)
         while start < end:
@@ -156,8 +155,8 @@ class Artifacts:
             found.extend(StoredObject(item["path"], item["size"], item["last_modified"]) for item in page)
 
     async def link(self, path: str, *, lasts_s: float) -> str | None:
-        """A URL from which whoever has it downloads the object for *lasts_s* seconds. None where the store has no such
-        links, as a folder. Whether the object is there is not looked at. Raises StorageFailed.
+        """A URL from which anyone who has it can download the object for *lasts_s* seconds. None where the store has no
+        such links, as in a folder. It does not check whether the object is there. Raises StorageFailed.
         """
         _require_path(path)
         if not isinstance(self._store, S3Store):
@@ -166,12 +165,12 @@ class Artifacts:
             return await obstore.sign_async(self._store, "GET", path, timedelta(seconds=lasts_s))
 
     async def prove(self) -> None:
-        """Proves that this process can write, read and delete, and that the store keeps the condition of `put_new`. A
-        small object is written for it, and removed.
+        """Proves that this process can write, read and delete, and that the store keeps the condition of `put_new`. It
+        writes a small object for that, and removes it.
 
         Raises ConditionsIgnored for a store that overwrites, StorageFailed otherwise; either says what to do.
         """
-        # where it stays, a janitor finds it
+        # if the object stays, a janitor finds it
         path, ours, others = f"probe-{uuid.uuid4().hex}", uuid.uuid4().hex.encode(), b"another's"
         await self.put_new(path, ours)
         overwritten = await self.put_new(path, others)
@@ -186,12 +185,12 @@ class Artifacts:
             raise StorageFailed("it does not return what was just written")
 
     async def _make_folder_of(self, path: str) -> None:
-        """Raises OSError where there can be none: obstore would make it again and again, for ever."""
+        """Makes the folder of *path*. Raises OSError where there can be none: obstore would retry that for ever."""
         if self._folder is not None:
             await asyncio.to_thread((self._folder / path).parent.mkdir, parents=True, exist_ok=True)
 
     def _attributes(self, path: str) -> dict[str, str] | None:
-        if not isinstance(self._store, S3Store):  # a folder keeps none, and refuses them
+        if not isinstance(self._store, S3Store):  # a folder keeps no attributes, and refuses them
             return None
         suffix = path.rsplit(".", 1)[-1]
         if suffix not in _TYPES:
@@ -201,8 +200,8 @@ class Artifacts:
 
     @contextlib.asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
-        """What the store does not do within its time, or refuses, is a StorageFailed; that it has no such object is a
-        FileNotFoundError."""
+        """Raises StorageFailed where the store refuses or does not answer within its time, and FileNotFoundError where
+        it has no such object."""
         try:
             async with asyncio.timeout(self._answers_within_s):
                 yield
@@ -215,8 +214,8 @@ class Artifacts:
 
 
 def _require_files(folder: Path) -> None:
-    """Raises StorageFailed where *folder* says of a new file that it is not there, as /proc does: obstore would try
-    again and again, for ever. One that is full or read-only is none of these."""
+    """Raises StorageFailed where making a file in *folder* fails with "not found", as in /proc: obstore would retry
+    that for ever. A folder that is full or read-only passes."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
@@ -227,8 +226,8 @@ def _require_files(folder: Path) -> None:
 
 
 def _words_of(error: Exception) -> str:
-    # the first line says what happened; below it stand the rest of an S3 server's answer, of which its code is worth
-    # keeping, and how the library's own structs look
+    # The first line says what happened. Below it are the rest of an S3 server's answer, of which only the code is worth
+    # keeping, and a dump of the library's own structs.
     text = str(error).strip()
     first = (text.splitlines() or [type(error).__name__])[0]
     code = _CODE.search(text)
@@ -236,7 +235,7 @@ def _words_of(error: Exception) -> str:
 
 
 def _require_path(path: str) -> None:
-    # no path of ours begins with a dot or a slash, or has more than one folder: whatever a record names stays in the
+    # no path of ours begins with a dot or a slash, or has more than one folder, so what a record names stays inside the
     # store
     if not _PATH.fullmatch(path):
         raise StorageFailed("not a path of the artifact store")
@@ -253,8 +252,8 @@ def orphans(
     """The objects that no record names. *named* gives the paths that the record of a task names; none where there is no
     record.
 
-    An object younger than *grace_s* may belong to a task that is about to be recorded: it stays. So does one whose name
-    is not ours.
+    An object younger than *grace_s* may belong to a task that is about to be recorded: it stays. So does an object
+    whose name is not one of ours.
     """
     oldest = now - timedelta(seconds=grace_s)
     return [

@@ -1,4 +1,4 @@
-"""What a process does beside answering: each piece is started again when it fails, and is reported meanwhile."""
+"""The background work of a process. A piece that fails is restarted, and reported as in trouble meanwhile."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -8,7 +8,7 @@ import structlog
 
 RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
-# A piece that has run for so long since it was started again is well.
+# A piece that has run for this long since its restart counts as healthy.
 WELL_AFTER_S: Final = 5.0
 
 log = structlog.get_logger("background")
@@ -22,7 +22,7 @@ class Background:
         self.names: list[str] = []
 
     async def keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Runs *work* until it returns; where it raises, that is logged and reported, and it runs again later."""
+        """Runs *work* until it returns. When it raises, that is logged and reported, and *work* runs again later."""
         self.names.append(name)
         loop, wait_s = asyncio.get_running_loop(), RETRY_FIRST_S
         try:
@@ -35,7 +35,7 @@ class Background:
                 except Exception as error:
                     if loop.time() - begun_s > RETRY_MAX_S:
                         wait_s = RETRY_FIRST_S
-                    # its class alone: the text may repeat what was read
+                    # the error's class alone: its text may repeat what was read
                     self._troubles[name] = f"{name} ended with {type(error).__name__}; again in {wait_s:g} s"
                     log.exception("background_failed", name=name, again_in_s=wait_s)
                 finally:

@@ -100,7 +100,7 @@ class LazyGroup(click.Group):
             ) from error
         assert isinstance(command, click.Command)
         command.name = cmd_name
-        if cmd_name != "config":  # which judges files itself
+        if cmd_name != "config":  # `config` judges files itself
             configurable(cmd_name if cmd_name in PARTS else "", command, lambda name: self.get_command(ctx, name))
         return guarded(command)
 
@@ -119,7 +119,7 @@ class LazyGroup(click.Group):
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Nearly all that is made meanwhile stays, so it is not searched for garbage."""
+    """Turns garbage collection off for the block: nearly all that the block makes stays."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -157,13 +157,13 @@ def cli() -> None:
 
 
 def _say(show: Callable[[], object]) -> None:
-    # where even that cannot be written, the exit status shows the failure
+    # if even that cannot be written, the exit status still shows the failure
     with contextlib.suppress(OSError):
         show()
 
 
 def main() -> None:
-    """The console script. It ends the process with an exit status of those above."""
+    """The console script. It ends the process with one of the exit statuses above."""
     hold_standard_descriptors()
     show_everything()
     try:
@@ -177,11 +177,11 @@ def main() -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        # most likely the command could not print; what it was to do may be done
+        # most likely the command could not print; its work may be done
         text = f"{error}; make room, or send the output elsewhere"
         _say(click.ClickException(text).show)
         status = 1
-    # The kernel takes back all memory at once. To search it for garbage first takes as long as half of the imports.
+    # The kernel takes back all memory at once. Searching it for garbage first takes as long as half of the imports.
     gc.freeze()
     sys.exit(status if isinstance(status, int) else 0)
 

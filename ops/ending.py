@@ -1,4 +1,4 @@
-"""Ending asyncio tasks for certain."""
+"""Ends asyncio tasks for certain."""
 
 import asyncio
 from typing import Any, Final
@@ -19,4 +19,4 @@ async def end(*tasks: asyncio.Future[Any] | None) -> None:
         done, open_tasks = await asyncio.wait(open_tasks, timeout=RETRY_S)
         for task in done:
             if not task.cancelled():
-                task.exception()  # taken, so that nobody warns of it
+                task.exception()  # retrieved, so that asyncio does not warn of it

@@ -1,5 +1,5 @@
-"""The degraded queue, and the lanes before it, as SimPy simulates them: their places, their waits, one card for every
-model, and whatever order is asked for.
+"""A SimPy simulation of the degraded queue and the lanes before it: their places, their waits, one card for all models,
+and any order that the caller asks for.
 
 `warmlane replay` runs a recorded day through it, `warmlane capacity` a day that is made up, and `make order` compares
 orders in it. Times are seconds from the beginning of the day.
@@ -18,7 +18,7 @@ from contracts.tasks import Priority
 from contracts.topology import DEGRADED_MAX_MSGS
 
 Steps: TypeAlias = Generator[simpy.Event, Any, None]
-# Which task is next, of those that wait and may still start, oldest first.
+# Chooses the next task among those that wait and may still start, which come oldest first.
 ChooseNext = Callable[[Sequence[Waiting], OnCard | None, Costs, float], Waiting]
 
 WAIT_S = 30.0
@@ -46,8 +46,8 @@ def by_policy(policy: Policy) -> ChooseNext:
 class Arrival(Struct, frozen=True, kw_only=True):
     """A request that comes at *at_s*.
 
-    Its run takes *run_s*; None: as long as the costs say of its model. It is withdrawn at *withdrawn_s*, if it still
-    waits then. *to_lane*: routing sends it to a lane, where its model has one.
+    Its run takes *run_s*; None: as long as the costs say for its model. Its caller withdraws it at *withdrawn_s*, if it
+    still waits then. *to_lane*: routing sends it to a lane, where its model has one.
     """
 
     at_s: float
@@ -95,7 +95,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
         return max((start.at_s - start.task.queued_s for start in self.starts), default=0.0)
 
     def shares(self, of: str) -> dict[str, float]:
-        """The share of the tasks served of each model, caller or priority, as *of* names it."""
+        """The share of the served tasks by model, caller or priority, as *of* names it."""
         found: dict[str, float] = {}
         for start in self.starts:
             name = str(getattr(start.task, of))
@@ -106,7 +106,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
 class SimulatedLanes(Struct, frozen=True, kw_only=True):
     """The lanes of each model, which take what waits for them, each by an *order* of its own (ADR 0042).
 
-    A task waits there for *wait_s* at most, and then goes to the degraded queue. They have loaded what they serve.
+    A task waits there for *wait_s* at most, and then goes to the degraded queue. The lanes have their models loaded.
     """
 
     count: Mapping[str, int] = {}
@@ -125,15 +125,15 @@ def simulate(
     wait_s: float = WAIT_S,
     lanes: SimulatedLanes | None = None,
 ) -> Outcome:
-    """Serves *arrivals*, in order of their times, until *until_s*; None: until nobody waits.
+    """Serves *arrivals*, in order of their times, until *until_s*; None: until no task waits.
 
-    A task keeps its place until it is started or its wait is over. The card knows what a run and a swap take.
+    A task keeps its place until it is started or its wait is over. *order* knows what a run and a swap take (*costs*).
     """
     return _Run(arrivals, order, costs, until_s, places, wait_s, lanes or SimulatedLanes()).outcome()
 
 
 class _Line:
-    """What waits for one queue. Whoever serves it waits for *came*."""
+    """The tasks that wait in one queue. An idle server of the queue waits for *came*."""
 
     def __init__(self, env: simpy.Environment) -> None:
         self._env = env
@@ -142,7 +142,7 @@ class _Line:
 
     def add(self, task: Waiting) -> None:
         self.waiting.append(task)
-        if self.came.callbacks:  # somebody waits for it
+        if self.came.callbacks:  # a server waits for it
             self.came.succeed()
             self.came = self._env.event()
 
@@ -221,7 +221,7 @@ class _Run:
         )
 
     def _let_go(self) -> None:
-        """What is at its deadline leaves the degraded queue."""
+        """Tasks that are at their deadline leave the degraded queue."""
         line, now_s = self._degraded, self._env.now
         over = [task for task in line.waiting if now_s >= task.deadline_s]
         if not over:
@@ -232,7 +232,7 @@ class _Run:
         line.waiting = [task for task in line.waiting if now_s < task.deadline_s]
 
     def _serve(self, line: _Line, order: ChooseNext, costs: Costs, lane: OnCard | None = None) -> Steps:
-        """What waits in *line*, one after the other: on a *lane*, or on the card of the degraded worker."""
+        """Serves what waits in *line*, one after the other: on a *lane*, or on the card of the degraded worker."""
         loaded = lane
         while True:
             now_s = self._env.now
@@ -263,5 +263,5 @@ class _Run:
 
 
 def costs_alike(models: Sequence[str], *, run_s: float, swap_s: float) -> Costs:
-    """All *models* alike."""
+    """The same costs for all *models*."""
     return Costs(run_s=dict.fromkeys(models, run_s), swap_s=dict.fromkeys(models, swap_s))

@@ -1,4 +1,4 @@
-"""The two waits of every loop here: for an event with a limit, and for some work that may be given up."""
+"""The two waits of every loop here: for an event, with a time limit, and for some work that may be given up."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Came(Generic[T]):
-    """What came of some work that was not given up."""
+    """The result of some work that was not given up."""
 
     def __init__(self, value: T) -> None:
         self.value = value
@@ -28,8 +28,8 @@ async def set_within(seconds: float, event: asyncio.Event) -> bool:
 async def unless(given_up: Awaitable[object], work: Coroutine[Any, Any, T]) -> Came[T] | None:
     """The outcome of *work*; None where *given_up* was over first, and *work* was cancelled.
 
-    Both are over when this returns. Work that no cancel reached, because its result was there already, counts as come:
-    a message that was fetched is not lost. What *work* raises is raised here; what *given_up* raises ends it.
+    Both are over when this returns. If the result of *work* was there before the cancel reached it, the result counts:
+    a message that was fetched is not lost. What *work* raises is raised here. If *given_up* raises, *work* is given up.
     """
     working = asyncio.create_task(work)
     giving_up = asyncio.ensure_future(given_up)

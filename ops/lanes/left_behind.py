@@ -1,7 +1,7 @@
-"""What processes that are gone left in KV `lanes` and `slots`, which a new `warmlane up` clears away.
+"""A new `warmlane up` clears away what dead processes left in KV `lanes` and `slots`.
 
-Otherwise a lane's heartbeat would expire after ten minutes, and a slot would be shown for three. Here more is known:
-every process that was connected to the server of `warmlane up` ran on this machine.
+Otherwise a dead lane's heartbeat would stay for ten minutes, and its slot would be shown for three. `warmlane up` knows
+which processes are dead: every process that was connected to its server ran on this machine.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ log = structlog.get_logger("left_behind")
 
 
 def pid_in(word: LaneHeartbeat | VideoPipelineSlot | None) -> int | None:
-    """The process that wrote *word*; None where the entry stays whoever wrote it: a quarantine, or what cannot be read.
-    Pure."""
+    """The process that wrote *word*; None for an entry that stays in any case: a quarantine, or one that cannot be
+    read. Pure."""
     if word is None or (isinstance(word, VideoPipelineSlot) and word.state is SlotState.QUARANTINED):
         return None
     return word.pid

@@ -1,5 +1,5 @@
-"""What the supervisor does about each wanted lane, and what it reports of it; and when a lane crash-loops, which the
-lane may find out by itself. Pure: no clock, no I/O, no logging (design §6)."""
+"""What the supervisor does about each wanted lane, and what it reports of the lane. Also when a lane crash-loops, for
+the supervisor and for the lane itself. Pure: no clock, no I/O, no logging (design §6)."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -9,8 +9,8 @@ from msgspec import Struct
 
 from contracts.lanes import LaneState
 
-# A lane crash-loops when so many starts in a row came to nothing within so long (a production model takes minutes to
-# load). For the supervisor a start is that of the lane's process, for the lane it is that of its model.
+# A lane crash-loops when this many starts in a row failed within this time (a production model takes minutes to load).
+# The supervisor counts starts of the lane's process, the lane counts starts of its model.
 CRASHES: Final = 3
 CRASH_WINDOW_S: Final = 3_600.0
 
@@ -18,14 +18,14 @@ DenialKind = Literal["quota", "capacity"]
 
 
 class Want(Struct, frozen=True):
-    """A lane that there should be."""
+    """A lane that should exist."""
 
     model: str
     name: str
 
 
 class LaneDenial(Struct, frozen=True):
-    """The provider's refusal, which stands until *retry_at_s*."""
+    """The provider's refusal, which holds until *retry_at_s*."""
 
     kind: DenialKind
     text: str
@@ -33,8 +33,8 @@ class LaneDenial(Struct, frozen=True):
 
 
 class Seen(Struct, frozen=True):
-    """A wanted lane now. A *granted* one has a slot, whether its process is up or between two starts; a *stopping* one
-    still has it."""
+    """A wanted lane now. A *granted* lane has a slot, whether its process is up or between two starts. A *stopping*
+    lane still has its slot."""
 
     phase: Literal["absent", "granted", "stopping"] = "absent"
     warm: bool = False
@@ -77,7 +77,7 @@ def plan(
     1. Beyond the quota of its model, a lane that has a slot is stopped, and one that has none is denied (`quota`). The
        quota goes to warm lanes first, then to those that have a slot, then by number.
     2. A lane that has a slot, or is leaving one, is left as it is.
-    3. One that the provider denied stays so until its time to try again.
+    3. A lane that the provider denied stays denied until its time to try again.
     4. Any other is started.
     """
     within = _within_quota(wanted, lanes, quota)
@@ -109,7 +109,7 @@ def _within_quota(wanted: Sequence[Want], lanes: Mapping[str, Seen], quota: Mapp
 
 
 class Death(Struct, frozen=True):
-    """The process *pid* of a lane ended, and has been reaped: it writes nothing any more.
+    """The process *pid* of a lane ended, and has been reaped: it writes nothing more.
 
     *how* is its signal or status, and its last error if it logged one.
     """
@@ -123,7 +123,7 @@ class Death(Struct, frozen=True):
 class Silence(Struct, frozen=True):
     """A lane with a slot whose process has not reported yet, or has ended: the supervisor reports in its place.
 
-    *crashes* are the times at which its process ended before it was warm, since it was warm last.
+    *crashes* are the times at which its process ended before it was warm, counted since the lane was last warm.
     """
 
     crashes: tuple[float, ...] = ()
@@ -131,7 +131,8 @@ class Silence(Struct, frozen=True):
 
 
 def failed_again(failures: Sequence[float], *, now_s: float) -> tuple[float, ...]:
-    """*failures*, the times of starts in a row that came to nothing, with one more at *now_s*; without the old ones."""
+    """*failures*, the times of failed starts in a row, with one more at *now_s*, and without those older than
+    CRASH_WINDOW_S."""
     return (*(at_s for at_s in failures if now_s - at_s <= CRASH_WINDOW_S), now_s)
 
 

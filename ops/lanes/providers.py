@@ -33,7 +33,7 @@ class LaneDenied(Exception):
 
 
 class GrantedLane(Protocol):
-    """A lane that a provider granted. It is started again, with backoff, whenever it ends, until it is stopped."""
+    """A lane that a provider granted. The provider restarts it, with backoff, whenever it ends, until it is stopped."""
 
     @property
     def slot(self) -> str:
@@ -64,11 +64,11 @@ class LaneProvider(Protocol):
 
 
 class ProcessProvider:
-    """The provider `process`: one process a slot, on this machine. The slots are its cards' UUIDs, or cpu-N.
+    """The provider `process`: one process per slot, on this machine. The slots are its cards' UUIDs, or cpu-N.
 
     The processes die with this one (SIGTERM, so that they drain). *arguments* are those of every `warmlane lane`;
-    *group* holds the tasks that watch them. Each lane has a file of its name in *logs*, which is kept within
-    *log_max_bytes*.
+    *group* holds the tasks that watch the processes. Each lane logs to a file of its name in *logs*, which is kept
+    within *log_max_bytes*.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The operator's quota file, which stands for a provider's quota: `{"max_lanes": {"anisora": 1}}`."""
+"""The operator's quota file, which stands in for a provider's quota: `{"max_lanes": {"anisora": 1}}`."""
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from contracts.nesting import decode_json
 
-# How often the file is looked at: it may change at any time.
+# How often the supervisor looks at the file, which may change at any time.
 POLL_S: Final = 0.5
 
 log = structlog.get_logger("supervisor")

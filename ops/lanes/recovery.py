@@ -1,7 +1,6 @@
 """What the supervisor does for a lane whose process has ended.
 
-It stores the start that came to nothing (SC-006), and gives back the task that the lane had in hand, which nobody holds
-now.
+It stores the start that failed (SC-006), and gives back the task that the lane had in hand, which no process holds now.
 """
 
 from collections import deque
@@ -60,8 +59,8 @@ class LostStarts:
                 try:
                     await self._bucket.update(start.model, start, revision=expected)
                 except WrongRevision:
-                    # the watch has not brought everything yet, perhaps this very entry; or the entry was removed. What
-                    # the watch has seen is never lowered: it may bring the entry while the read is on its way
+                    # the watch has not brought everything yet, perhaps not this very entry; or the entry was removed.
+                    # The read never lowers what the watch has seen: the watch may bring the entry during the read
                     last = await self._bucket.get(start.model)
                     self._stored[start.model] = 0 if last is None else last.revision
                     return False
@@ -76,19 +75,20 @@ class LostStarts:
 
 
 def is_same_start(one: ColdStart, other: ColdStart) -> bool:
-    """Whether both are starts of one process: a lane has one process at a time, so starts of two do not overlap. Pure.
+    """Whether both are starts of one process. A lane has one process at a time, so the starts of two processes do not
+    overlap. Pure.
 
-    One may have ended in the microsecond in which it began: then it overlaps with nothing.
+    A start may have ended in the microsecond in which it began: then it overlaps with nothing.
     """
     overlap = one.started_at < other.ended_at and other.started_at < one.ended_at
     return one.worker == other.worker and (overlap or one.started_at == other.started_at)
 
 
 async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
-    """Ends the lease of *held*, whose owner has been reaped, so that a gateway looks at it now. *how* says how the
-    process ended.
+    """Ends the lease of *held*, whose owner has been reaped, so that a gateway looks at the task now. *how* says how
+    the process ended.
 
-    It touches only a record that this very owner holds: whoever claimed the task later keeps it. Raises
+    It touches only a record that this very owner holds: a worker that claimed the task later keeps it. Raises
     TransportUnavailable.
     """
 
@@ -98,7 +98,7 @@ async def give_back(link: NatsLink, held: InHand, *, how: str) -> None:
             return None
         return lifecycle.release_lease(task, reason=f"the process of {task.worker} ended: {how}", now=now, is_lost=True)
 
-    # it may take a second look: the owner's last write was on its way
+    # `move` may have to read twice: the owner's last write may have been on its way
     moved = await TaskRecords(link, reports=False).move(held.task_id, released)
     if moved is not None and moved.before is not None:
         task = moved.task

@@ -1,4 +1,4 @@
-"""Keeps the wanted lanes, and reports which cannot be had, and why (FR-011, design §6)."""
+"""Keeps the wanted lanes, and reports which lanes cannot be had, and why (FR-011, design §6)."""
 
 import asyncio
 import contextlib
@@ -40,12 +40,12 @@ from ops.telemetry.metrics import lane_deaths
 from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 
-# A denied lane is asked for again when a slot becomes free, when the quota changes, and otherwise this often.
+# The supervisor asks for a denied lane again when a slot becomes free, when the quota changes, or else this often.
 DENIAL_RETRY_S: Final = 5.0
 # The pause between tries to report while the server is away.
 RETRY_S: Final = 0.2
-# When a lane's drain is over, it stops its task, hands the task back and lets go of its card. After this time more it
-# is killed.
+# When its drain is over, a lane stops its task, hands the task back and lets go of its card. If it has not ended after
+# this further time, it is killed.
 DRAIN_EXTRA_S: Final = 40.0
 WAS_WARM: Final = frozenset({LaneState.WARM, LaneState.BUSY})
 
@@ -64,7 +64,7 @@ class Supervised:
         self.denied: Deny | None = None
         self.silence = Silence()
         self.was_warm = False
-        """Whether the process in hand has been warm."""
+        """Whether the current process has been warm."""
         self.orphan: tuple[InHand, Death] | None = None
         """What the process that ended last had in hand, until that is given back."""
         self._heard: LaneHeartbeat | None = None
@@ -78,7 +78,7 @@ class Supervised:
         return Seen("stopping" if self.stopping else "granted", warm=self.was_warm)
 
     def hear(self, heartbeat: LaneHeartbeat | None) -> bool:
-        """Takes in what stands at the lane's key now. Returns True when a process wrote it that is gone."""
+        """Takes in the entry that is at the lane's key now. Returns True when a process that is gone wrote it."""
         self._heard = heartbeat
         if self.speaks_for_itself:
             self.was_warm |= heartbeat is not None and heartbeat.state in WAS_WARM
@@ -100,7 +100,7 @@ class Supervised:
 
     @property
     def speaks_for_itself(self) -> bool:
-        """Whether the lane's process is there, and has written the lane's key."""
+        """Whether the lane's process runs, and wrote the entry at the lane's key."""
         spoken = None if self._heard is None else self._heard.pid
         return self.granted is not None and self.granted.pid is not None and self.granted.pid == spoken
 
@@ -111,7 +111,7 @@ class Supervised:
         return None if self.stopping or self.speaks_for_itself else report_of(self.silence, now_s=now_s)
 
     def heartbeat(self, report: ReportedState) -> LaneHeartbeat:
-        """*report* as it is stored. `started_at` is the time since which its state stands."""
+        """*report* as it is stored. `started_at` is the time since which the lane has been reported in that state."""
         if self._said is None or self._said.state is not report.state:
             self._since = datetime.now(UTC)
             log.info("lane_reported", lane=self.want.name, state=report.state.value, detail=report.detail)
@@ -235,8 +235,8 @@ class Supervisor:
             self._news.set()
 
     async def _report(self) -> bool:
-        """Stores what there is to report, and does what dead lanes left undone. Returns false when that is to be tried
-        again."""
+        """Stores what there is to report, and does what dead lanes left undone. Returns false when the caller has to
+        try again."""
         try:
             for lane in self._lanes.values():
                 if lane.report(time.monotonic()) is None:

@@ -1,4 +1,4 @@
-"""What the kernel says of the memory of this process's cgroup, which is that of its container. The files are those of
+"""What the kernel reports of the memory of this process's cgroup, which is its container's. It reads the files of
 cgroup v2 and v1 (Documentation/admin-guide of Linux)."""
 
 import contextlib
@@ -14,7 +14,7 @@ _NO_LIMIT_BYTES: Final = 1 << 62
 
 
 def oom_kills(*, mount: Path = MOUNT, own: Path = OWN) -> int | None:
-    """How many processes of this cgroup the kernel killed because its memory ran out; None where it does not say."""
+    """How many processes of this cgroup the kernel killed because its memory ran out; None where that is not known."""
     for folder in _folders(mount, own):
         for name in ("memory.events", "memory.oom_control"):  # v2, v1
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which NVIDIA driver the torch that is installed needs. Torch itself is not imported: that takes seconds."""
+"""Which NVIDIA driver the installed torch needs. Torch itself is not imported: that takes seconds."""
 
 import ast
 import importlib.util

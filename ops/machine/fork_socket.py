@@ -1,11 +1,11 @@
-"""Names of the socket on which a shared fork server answers (ADR 0018): its workers and `warmlane up` agree on them."""
+"""The names of the socket on which a shared fork server answers (ADR 0018), for its workers and for `warmlane up`."""
 
 import socket
 from pathlib import Path
 from typing import Final
 
 SHARED_FORK_SERVER: Final = "WARMLANE_FORK_SERVER"
-"""The variable that gives a worker the socket. Where it is empty, the worker imports torch itself."""
+"""The variable that names the socket to a worker. Where it is empty, the worker imports torch itself."""
 
 
 def importing(path: Path) -> Path:
@@ -36,7 +36,8 @@ def can_listen(path: Path) -> bool:
 
 
 def is_answered(path: Path) -> bool:
-    """Whether a process listens at *path*, or will when it has imported: the kernel knows, a file does not."""
+    """Whether a process listens at *path*, or will once it has imported torch. It asks the kernel: a file may be
+    stale."""
     return any(_connects(name) for name in (path, importing(path)))
 
 
@@ -62,7 +63,7 @@ def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(str(path))
-        path.chmod(0o700)  # workers of this user alone may connect
+        path.chmod(0o700)  # only workers of this user may connect
         listener.listen()
     except OSError:
         listener.close()

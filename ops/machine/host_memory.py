@@ -24,7 +24,7 @@ def available_bytes(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = P
     """The memory that a new process could use: what the system has available, or less where a cgroup of ours allows
     less.
 
-    File pages count as available, also those of weights that were just unmapped: the kernel drops them when asked.
+    File pages count as available, even those of weights that were just unmapped: the kernel drops them when needed.
     """
     left = _left_by_cgroups(cgroups, _memberships(membership))
     return min([int(psutil.virtual_memory().available), *left])

@@ -18,9 +18,9 @@ import structlog
 LOG_MAX_BYTES: Final = 20 * 1024 * 1024
 LOOK_EVERY_S: Final = 0.5
 CHUNK_BYTES: Final = 1024 * 1024
-# A log that is this many times too large, and cannot be copied or grows faster than it is copied, is made empty.
+# A log that is this many times too large is made empty, if it cannot be copied or grows faster than it is copied.
 HOPELESS: Final = 2
-# A line that crosses a page of the file is seen by halves while its process is in the middle of its one write.
+# A line that crosses a page of the file may be seen in halves while its process is in the middle of writing it.
 WHOLE_LINE_LOOKS: Final = 100
 WHOLE_LINE_LOOK_EVERY_S: Final = 0.005
 
@@ -28,15 +28,15 @@ log = structlog.get_logger("log_file")
 
 
 class LogFile:
-    """The log at *path*, and beside it, as `NAME.old.log`, what stood there before. Together they have twice
-    *max_bytes* at most, and what is written within LOOK_EVERY_S.
+    """The log at *path*, and beside it, as `NAME.old.log`, what it held before. Together they have twice *max_bytes* at
+    most, plus what is written within LOOK_EVERY_S.
 
-    1. A log that is larger than *max_bytes* is copied to the old one's place and then made empty. Lines stay whole,
-       since each is appended in one write and the copy waits for the end of the last one, for half a second at most;
-       a line that comes between the last read and the cut, a few microseconds, is lost. So is the last one, if only its
-       first half is there, of a log that grows faster than it is copied (3).
-    2. The old one goes first, so that there is room for the copy on a disk that is full.
-    3. Where it cannot be copied, it may grow to HOPELESS times *max_bytes*, and is then made empty all the same.
+    1. A log that is larger than *max_bytes* is copied to the old log and then made empty. Lines stay whole, since each
+       is appended in one write and the copy waits for the end of the last line, for half a second at most. A line that
+       comes in the few microseconds between the last read and the cut is lost. When a log grows faster than it is
+       copied (3), its last line is lost as well if only the first half was copied.
+    2. The old log is removed first, so that there is room for the copy on a full disk.
+    3. A log that cannot be copied may grow to HOPELESS times *max_bytes*, and is then made empty all the same.
     4. An error here is logged once, and ends nothing.
     """
 
@@ -64,7 +64,7 @@ class LogFile:
                 await asyncio.to_thread(self.keep_small)
 
     def keep_small(self) -> None:
-        """Moves what is in the log to the old one, if it is too large."""
+        """Moves what is in the log to the old log, if the log is too large."""
         with self._lock:
             try:
                 if self._is_large():

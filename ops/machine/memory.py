@@ -44,8 +44,8 @@ class RssProbe:
 def probe_for(slot: str, tolerances: Tolerances = MEASURED) -> MemoryProbe | None:
     """The probe of *slot*; None where there is none: no NVML on this machine, or a system without /proc.
 
-    An NVML that is there and fails is a probe all the same, also where the driver is not loaded (yet): it then has no
-    readings, and proves nothing.
+    Where NVML is there but fails, for example because the driver is not loaded (yet), the slot has a probe all the
+    same. That probe has no readings, and proves nothing.
     """
     if slot.startswith("cpu-"):
         return RssProbe(tolerances) if Path("/proc/self/status").exists() else None

@@ -21,7 +21,7 @@ from ops.machine.visible_cards import Card, visible_slots
 MEASURED: Final = Tolerances()
 # A driver that wakes a card up takes seconds; one that hangs never answers.
 ANSWER_S: Final = 20.0
-# What everything else on a machine takes and gives back within seconds, where cards share its memory. An estimate.
+# An estimate: the memory that everything else on a machine takes and gives back within seconds, where cards share it.
 UNIFIED_NOISE_BYTES: Final = GIB
 
 # ValueError, KeyError: another kernel words its files differently
@@ -177,7 +177,7 @@ def _is_divided(card: object) -> bool:
 def _mig_instances(card: object) -> list[object]:
     found: list[object] = []
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
-        # no instance has this number; those that there are need not have the first numbers
+        # no instance has this number: the numbers of instances may have gaps
         with contextlib.suppress(pynvml.NVMLError_NotFound):
             found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, index))
     return found
@@ -197,7 +197,7 @@ def _info(handle: object) -> GpuInfo:
 
 
 class _SystemMemory(NamedTuple):
-    """What the whole system has, in the names of NVML."""
+    """The memory of the whole system, with NVML's field names."""
 
     total: int
     used: int
@@ -231,15 +231,15 @@ def _device_memory(handle: object) -> Any:
         pynvml.NVMLError_ArgumentVersionMismatch,
         pynvml.NVMLError_NotSupported,
     ):
-        # This driver knows the first version only. After other errors it is not asked: the first version counts what
-        # the driver reserves as used, and figures of both must never be compared.
+        # This driver knows only the first version. After other errors the first version is not tried: it counts what
+        # the driver reserves as used, and figures of both versions must never be compared.
         return pynvml.nvmlDeviceGetMemoryInfo(handle)
 
 
 def _processes(handle: object) -> list[Any]:
     """The processes on the card; an empty list where the driver, old or busy, does not list them."""
     try:
-        # by its number: with an old driver the name without one raises an exception that is no NVMLError
+        # named with its version: with an old driver the name without one raises an exception that is no NVMLError
         return list(pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
     except pynvml.NVMLError as error:
         log.debug("processes_unknown", error=str(error))
@@ -300,11 +300,11 @@ def _has_nvml() -> bool:
 
 
 class NvmlProbe:
-    """The memory of a whole card, or MIG instance. What others hold there counts: the next pipeline cannot have it
-    either.
+    """The memory of a whole card, or MIG instance. What other processes hold there counts: the next pipeline cannot
+    have it either.
 
-    A card without memory of its own shares the system's, which is then what is read; from the first reading on *name*
-    is `unified`. The host's resident memory is part of its own figure there.
+    A card without memory of its own shares the system's. The probe then reads the system's memory, and from the first
+    reading on *name* is `unified`. There the pipeline host's own figure includes its resident memory.
     """
 
     def __init__(self, uuid: str, tolerances: Tolerances = MEASURED) -> None:
@@ -359,7 +359,7 @@ class NvmlProbe:
 
     def _device(self) -> object:
         if self._handle is None:
-            pynvml.nvmlInit()  # and stays so: otherwise every look would wake up an idle card
+            pynvml.nvmlInit()  # and stays initialised: otherwise every look would wake up an idle card
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
         elif self._uuid.startswith("MIG-"):
             # the handle of an instance that was removed may be that of another one now

@@ -12,12 +12,12 @@ from contracts.settings import Catalog
 from ops.machine.nvml import DriverUnusable, list_gpus, survey, undivided_gpus
 from ops.machine.visible_cards import VISIBLE, AmbiguousOrder
 
-# Instead of a slot's name: the one that this process was given.
+# Instead of a slot's name: the slot that this container or pod was given.
 AUTO: Final = "auto"
 
 
 class Slots(Struct, frozen=True):
-    """The degraded worker's slot, for which its standbys wait too, and those of lanes, in the order of use."""
+    """The slot of the degraded worker and its standbys, and the slots of lanes, in the order of use."""
 
     degraded: str
     lanes: tuple[str, ...]
@@ -29,11 +29,11 @@ def needs_cards(profile: str) -> bool:
 
 
 def slots(profile: str, *, lanes: int, gpus: int | None) -> Slots:
-    """Tiny pipelines run on CPU slots, real ones on a card each; the degraded worker's is set aside first.
+    """Tiny pipelines run on CPU slots, real ones on a card each; the degraded worker's slot is set aside first.
 
-    *gpus* caps their number. Without it the slots are all cards of this machine that CUDA_VISIBLE_DEVICES leaves, in
-    its order, or CPU slots for *lanes* and the degraded worker. Raises click.ClickException when there is no card at
-    all.
+    *gpus* caps the number of slots. Without it the slots are all cards of this machine that CUDA_VISIBLE_DEVICES
+    leaves, in its order, or CPU slots for *lanes* and the degraded worker. Raises click.ClickException when there is no
+    card at all.
     """
     if not needs_cards(profile):
         count = lanes + 1 if gpus is None else gpus
@@ -67,9 +67,9 @@ def _cards() -> list[str]:
 
 
 def given_slot(slot: str, profile: str) -> str:
-    """*slot*; instead of AUTO the one that a container or a pod was given: the only card that it sees, or its only MIG
-    instance. Tiny pipelines run on a CPU slot of the host's own name, which is the pod's: no two workers of a
-    deployment have the same.
+    """*slot*; for AUTO, the slot that this container or pod was given: the only card that it sees, or its only MIG
+    instance. Tiny pipelines run on a CPU slot that has the host's name, which in a pod is the pod's: no two workers of
+    a deployment share it.
 
     Raises click.ClickException where there is no card, or more than one.
     """

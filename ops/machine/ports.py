@@ -1,4 +1,4 @@
-"""Ports that a process is to listen on: what is wrong with them is reported before anything is started."""
+"""Checks the ports that a process is to listen on, and reports what is wrong before anything is started."""
 
 import errno
 import socket
@@ -42,7 +42,7 @@ def require_free(host: str, port: int, *, option: str, host_option: str = "--hos
 
 
 def require_distinct(ports: Mapping[str, int | None]) -> None:
-    """Raises click.UsageError when two options of one command ask for the same port; None asks for none."""
+    """Raises click.UsageError when two options of one command ask for the same port. None asks for no port."""
     asked: dict[int, str] = {}
     for option, port in ports.items():
         if port is None:

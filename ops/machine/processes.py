@@ -23,7 +23,7 @@ from ops.waiting import set_within
 
 BACKOFF_FIRST_S: Final = 0.5
 BACKOFF_MAX_S: Final = 15.0
-# A process that has lived so long is well: its next death starts the backoff anew.
+# A process that has lived this long is healthy: its next death starts the backoff anew.
 HEALTHY_AFTER_S: Final = 30.0
 # Asks a lane to leave, as SIGTERM does, and to report that a quota is why.
 LEAVE_FOR_QUOTA: Final = signal.SIGUSR1
@@ -46,8 +46,8 @@ class Process:
         inherits: Sequence[int] = (),
         log_max_bytes: int = LOG_MAX_BYTES,
     ) -> None:
-        """*inherits* are open files that the child gets as they are, such as a lock that it is to hold. What it prints
-        goes to *log_file*, which is kept within *log_max_bytes* (`LogFile`)."""
+        """*inherits* are open files that the child gets as they are, such as a lock that it is to hold. What the child
+        prints goes to *log_file*, which is kept within *log_max_bytes* (`LogFile`)."""
         self.name = name
         self.command = list(command)
         self.log_file = log_file
@@ -56,12 +56,12 @@ class Process:
         self._env = env
         self._inherits = tuple(inherits)
         self.last_pid = 0
-        """The process in hand, or the last one, and when it was started."""
+        """The current process, or else the last one. `last_began_at` is when it was started."""
         self.last_began_at = datetime.fromtimestamp(0, UTC)
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
         self._restarting = False
-        self._deaths = 0  # in a row, without having been well in between
+        self._deaths = 0  # in a row, without having been healthy in between
         self._started_s = 0.0
 
     @property
@@ -111,7 +111,7 @@ class Process:
                 preexec_fn=partial(die_with_parent, os.getpid()) if sys.platform == "linux" else None,
             )
             self.last_pid = self._child.pid
-            if self._stopping.is_set():  # while it was being started
+            if self._stopping.is_set():  # `stop` was called while the process was being started
                 self.send(signal.SIGTERM)
         keeping = asyncio.create_task(self._log.keep())
         try:
@@ -164,7 +164,7 @@ def warmlane_command(*arguments: str) -> list[str]:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """For the child between fork and exec: SIGTERM reaches it when the thread of *parent_pid* that forked it ends."""
+    """For the child between fork and exec: it gets SIGTERM when the thread of *parent_pid* that forked it ends."""
     # the embedded server and the workers must not outlive a killed `warmlane up`, nor lanes their supervisor
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:  # the parent ended before the line above

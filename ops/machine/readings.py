@@ -1,4 +1,4 @@
-"""What is read of a slot's memory, and who holds it."""
+"""Readings of a slot's memory, and the processes that hold it."""
 
 from collections.abc import Mapping
 from typing import Final, Literal, Protocol
@@ -10,11 +10,12 @@ MB: Final = 1_000_000
 
 
 class Holder(Struct, frozen=True, kw_only=True):
-    """A process that has a CUDA context on a card, as the driver lists it. It is for people: verdicts use
+    """A process that has a CUDA context on a card, as the driver lists it. It is for people to read: verdicts use
     `Reading.by_pid`.
 
-    *used_bytes* is None where the driver does not report it. In a container *pid* may be a number of the host's, and
-    *name* (never the command line, which may hold a secret) is None where no process here has it.
+    *used_bytes* is None where the driver does not report it. In a container *pid* may be the host's number for the
+    process; *name* is None where no process here has that number. *name* is never the command line, which may hold a
+    secret.
     """
 
     pid: int
@@ -41,8 +42,8 @@ class Reading(Struct, frozen=True):
 class MemoryProbe(Protocol):
     """Reads the memory of one slot (design §7).
 
-    *absolute_bytes* is the noise that it cannot distinguish from a leak (ADR 0029). Whoever waits for a pipeline to be
-    gone asks it every *poll_s* seconds, for *deadline_s* at most.
+    *absolute_bytes* is the noise that it cannot distinguish from a leak (ADR 0029). A worker that waits for a pipeline
+    to be gone asks the probe every *poll_s* seconds, for *deadline_s* at most.
     """
 
     @property
@@ -55,7 +56,7 @@ class MemoryProbe(Protocol):
     """Why the last `read` returned None, and what to do; empty where it did not."""
 
     def read(self, pid: int | None) -> Reading | None:
-        """What is in use while *pid* is the pipeline host; None where it cannot be read. Never raises. May block."""
+        """The memory while *pid* is the pipeline host; None where it cannot be read. Never raises. May block."""
         ...
 
     def holders(self) -> tuple[Holder, ...]:

@@ -4,11 +4,11 @@ import psutil
 
 
 def is_running(pid: int) -> bool:
-    """Whether process *pid* runs. One that has ended does not, though the kernel shows it until its parent asks how: on
-    a busy machine for a moment, and in a container whose first process never asks for good."""
+    """Whether process *pid* runs. A zombie does not: it has ended, and the kernel shows it only until its parent reaps
+    it. On a busy machine that takes a moment; in a container whose first process reaps nothing, it never happens."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.AccessDenied:  # it is somebody else's
+    except psutil.AccessDenied:  # another user's process
         return True
     except psutil.NoSuchProcess:
         return False

@@ -1,4 +1,4 @@
-"""Secrets in the environment: as a variable NAME, or in a file that NAME_FILE names, as engines and systemd have it."""
+"""Secrets in the environment: a variable NAME, or a file that NAME_FILE names, as container engines and systemd do."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,8 @@ def file_variable(name: str) -> str:
 def secret_in(environ: Mapping[str, str], name: str) -> str | None:
     """The secret *name* of *environ*, without line breaks at its end; None where neither variable is set.
 
-    Raises click.ClickException where both are, and for a file that cannot be read or is empty; its content is not
-    repeated.
+    Raises click.ClickException where both are set, and for a file that cannot be read or is empty. The error does not
+    repeat the file's content.
     """
     text, file = environ.get(name), environ.get(file_variable(name))
     if text and file:

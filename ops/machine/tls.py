@@ -8,7 +8,7 @@ import click
 
 
 class Tls:
-    """A certificate and its key, read once: what is wrong with them is reported before anything is started."""
+    """A certificate and its key, read once, so that what is wrong with them is reported before anything is started."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         """Raises click.ClickException, which says what is wrong with which file."""
@@ -54,7 +54,7 @@ def tls_of(cert: Path | None, key: Path | None) -> Tls | None:
 
 
 def trusting(ca: Path) -> ssl.SSLContext:
-    """For a client: trusts the authority, or the one certificate, in *ca*, and nobody else.
+    """The context of a client that trusts only the authority, or the one certificate, in *ca*.
 
     Raises click.ClickException when the file cannot be used.
     """

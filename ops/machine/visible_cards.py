@@ -32,15 +32,15 @@ class AmbiguousOrder(Exception):
 
 
 def visible_slots(cards: Sequence[Card], environ: Mapping[str, str]) -> list[str]:
-    """The slots of *cards*, given in NVML's order, that *environ* leaves, in its order.
+    """The slots of *cards* that *environ* leaves, in the order of *environ*. *cards* are in NVML's order.
 
     1. The variable is not set: all of them.
-    2. It begins with `MIG-`, or with `GPU-`: its entries are UUIDs of instances, or of cards, or beginnings of such
-       that no other has. A card in MIG mode stands for all its instances, each of which can be a slot; so it does where
-       it is named by index.
-    3. Otherwise they are indices, as far as an entry begins with a number. NVML counts by the bus, and so does CUDA
-       where CUDA_DEVICE_ORDER is PCI_BUS_ID. By default it counts the fastest first, by a rule that is not published:
-       that is the same order where all cards are of one kind, else AmbiguousOrder.
+    2. It begins with `MIG-` or `GPU-`: its entries are UUIDs of instances or of cards, or beginnings of UUIDs that no
+       other one has. A card in MIG mode stands for all its instances, each of which can be a slot; so does a card in
+       MIG mode that is named by index.
+    3. Otherwise the entries are indices: the number at the beginning of an entry counts. NVML counts cards by the bus,
+       and so does CUDA where CUDA_DEVICE_ORDER is PCI_BUS_ID. By default CUDA counts the fastest first, by a rule that
+       is not published. Where all cards are of one kind, that is the same order; otherwise AmbiguousOrder is raised.
     4. The first entry that names no card, or more than one, is ignored, and so are all after it: an empty value and -1
        leave nothing.
     5. A card that is named twice leaves nothing at all.

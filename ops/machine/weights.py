@@ -1,7 +1,7 @@
 """Which tensors lie in a diffusers folder, by the headers of its safetensors files. Reads no tensor, needs no torch.
 
-The headers are read here, and not by `safetensors`: `warmlane doctor` counts weights where only the gateway is
-installed, too, and that installation does not have the package.
+It reads the headers without the package `safetensors`: `warmlane doctor` also counts weights where only the gateway is
+installed, and that installation does not have the package.
 """
 
 import math

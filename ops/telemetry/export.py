@@ -1,8 +1,8 @@
 """Where traces and metrics go: by OTLP where the standard variables name an endpoint, and to `/metrics`.
 
-Without an endpoint nothing is sent and nothing of the exporters is imported; a process that serves no `/metrics` then
-measures nothing either. A collector that is away holds nobody up: another thread sends. A setting at which the SDK
-would stop is logged once and left out: telemetry never takes the product down.
+Without an endpoint the process sends nothing and imports no exporter; if it serves no `/metrics` either, it measures
+nothing. A collector that is away holds no task up: another thread sends. A setting at which the SDK would stop is
+logged once and left out: telemetry never takes the product down.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # nothing of the SDK is imported where nothing is sent
 
 # A collector that does not answer must not hold up a process that leaves; by itself the SDK tries for 10 s.
 FLUSH_S: Final = 2.0
-# The SDK logs at every try that a collector is away; each of its loggers gets one line in this time.
+# The SDK logs every failed try to reach a collector; each of its loggers may log one line in this time.
 SILENT_S: Final = 60.0
 EXPORT_INTERVAL_S: Final = 15.0
 SPANS_WAIT_S: Final = 1.0
@@ -43,7 +43,8 @@ METRICS_LISTEN: Final = ("WARMLANE_METRICS_PORT", "WARMLANE_METRICS_HOST")
 """The variables that say where a process serves `/metrics`. They hold for that process, not for those that it
 starts."""
 METRICS_FOLDER: Final = "WARMLANE_METRICS_FOLDER"
-"""The variable that names the folder in which processes answer a gateway. Without it each reports itself alone."""
+"""The variable that names the folder of the sockets on which processes answer a gateway. Without it each process
+reports only itself."""
 
 log = structlog.get_logger("telemetry")
 
@@ -68,12 +69,12 @@ def exporting(
     role: str, *, instance: str, serves_metrics: bool = False, listen: Listen | None = None
 ) -> Iterator[None]:
     """Sends this process's spans and metrics as `warmlane-<role>` while the block runs, and what is left within
-    FLUSH_S of its end.
+    FLUSH_S of the block's end.
 
-    *instance* distinguishes it from others of the role, and stays the same when it is started again. *serves_metrics*:
-    the process answers `/metrics` itself (`metrics_text`); *listen*: a server of this function answers it there. Under
-    `warmlane up` the gateway's page has the figures as well (`ops.telemetry.page`). Raises click.ClickException where
-    it cannot listen at *listen*.
+    *instance* distinguishes the process from others of its role, and stays the same across restarts. *serves_metrics*:
+    the process answers `/metrics` itself (`metrics_text`). *listen*: this function starts a server that answers
+    `/metrics` there. Under `warmlane up` the gateway's page has the figures as well (`ops.telemetry.page`). Raises
+    click.ClickException where it cannot listen at *listen*.
     """
     _leave_out_unusable()
     traces, figures = has_endpoint("traces"), has_endpoint("metrics")
@@ -104,8 +105,8 @@ def exporting(
 
 
 async def metrics_text() -> bytes:
-    """What `/metrics` answers, in Prometheus' text format: the metrics of this process, or of all those of `warmlane
-    up`."""
+    """What `/metrics` answers, in Prometheus' text format: the metrics of this process, or of all processes of
+    `warmlane up`."""
     import prometheus_client
 
     folder = os.environ.get(METRICS_FOLDER)
@@ -118,7 +119,7 @@ async def metrics_text() -> bytes:
 
 
 def gateway_instance(port: int) -> str:
-    """The name by which a gateway differs from others: its machine and port."""
+    """The name that distinguishes a gateway from others: its machine and port."""
     return f"{socket.gethostname()}:{port}"
 
 
@@ -216,7 +217,7 @@ def _resource(role: str, instance: str) -> Any:
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 
     ours = Resource.create(resource_attributes(role, instance))
-    # an operator's attributes of a machine come before those that were found; which process it is, we say
+    # an operator's attributes of the machine replace those found here; those that name the process stay ours
     said = OTELResourceDetector().detect().attributes
     return ours.merge(Resource({name: value for name, value in said.items() if name not in _OURS}))
 
@@ -225,11 +226,12 @@ _OURS: Final = ("service.name", "service.instance.id")
 
 
 def resource_attributes(role: str, instance: str) -> dict[str, str | int]:
-    """Who sends, by the semantic conventions.
+    """The attributes of the sending process, by the semantic conventions.
 
-    `host.id` is that of the running kernel, which containers share: processes with the same one have the same clock.
-    Jaeger corrects the times of a child from another host, or warns of them, and cannot distinguish skew from a queue.
-    The attribute that it compares is called `ip`, a name older than the conventions; any text will do (ADR 0034).
+    `host.id` is the id of the running kernel, which containers share: processes with the same id have the same clock.
+    Jaeger corrects the times of a child span from another host, or warns of them, since it cannot distinguish clock
+    skew from a wait in a queue. It compares hosts by the attribute `ip`, a name older than the conventions; any text
+    will do (ADR 0034).
     """
     attributes: dict[str, str | int] = {
         "service.name": f"warmlane-{role}",
@@ -245,8 +247,8 @@ def resource_attributes(role: str, instance: str) -> dict[str, str | int]:
 
 
 def unusable(environment: Mapping[str, str], *, propagators: Collection[str]) -> dict[str, str]:
-    """The standard variables in *environment* at which the SDK would stop, with the reason. *propagators* are
-    installed. Pure."""
+    """The standard variables in *environment* at which the SDK would stop, with the reason. *propagators* are the
+    installed ones. Pure."""
     found = {}
     asked = [name.strip() for name in environment.get("OTEL_PROPAGATORS", "").split(",") if name.strip()]
     missing = [name for name in asked if name not in (*propagators, "none")]
@@ -292,7 +294,7 @@ def _require_protocol() -> None:
 
 
 class _Seldom(logging.Filter):
-    """Lets a record of each logger pass, then no other one of it for SILENT_S."""
+    """Lets one record of each logger pass, then no other from that logger for SILENT_S."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -17,9 +17,9 @@ from opentelemetry.metrics import CallbackOptions, Observation
 
 _meter = metrics.get_meter("warmlane")
 
-# Exporters ask from threads of their own. They wait no longer than this for an event loop that does not get to it.
+# Exporters ask from threads of their own. They wait no longer than this for a busy event loop.
 ANSWER_S: Final = 1.0
-# The loops that did not answer in time, until they do: nobody waits for each of their figures.
+# The loops that did not answer in time, until they do: no exporter waits for each of their figures.
 _hung = WeakSet[asyncio.AbstractEventLoop]()
 
 Readings = Iterable[tuple[float, Sequence[str]]]
@@ -60,7 +60,7 @@ class Counter:
 
     def __init__(self, name: str, labels: str, description: str, *, by: tuple[str, ...], unit: str = "") -> None:
         self.metric = _enter(name, "counter", unit, labels, description, by)
-        # counted here, and read when somebody looks: that costs a request a tenth of the API's own counter
+        # counted here, and read by exporters: that costs a request a tenth of what the API's own counter costs
         self._counts: dict[tuple[str, ...], float] = {}
         _meter.create_observable_counter(name, [self._observe], unit, description)
 
@@ -110,7 +110,7 @@ class Gauge:
 
 
 class Observed:
-    """A figure that is read when somebody looks, from the sources that `observing` gives it."""
+    """A figure that exporters read when they need it, from the sources that `observing` gives it."""
 
     def __init__(self, name: str, labels: str, description: str, *, by: tuple[str, ...], unit: str = "") -> None:
         self.metric = _enter(name, "gauge", unit, labels, description, by)
@@ -143,7 +143,7 @@ def observing(sources: Mapping[Observed, Source]) -> Iterator[None]:
 
 
 def _asked_in(loop: asyncio.AbstractEventLoop, source: Source) -> list[tuple[float, Sequence[str]]]:
-    """What *source* reads in *loop*, for a caller in another thread; nothing where the loop does not get to it in
+    """What *source* reads in *loop*, for a caller in another thread; nothing where the loop does not answer in
     time."""
     answer: Future[list[tuple[float, Sequence[str]]]] = Future()
 

@@ -23,14 +23,14 @@ Losses = Mapping[str, int]
 
 
 class LineWriter:
-    """Writes lines to *fd* and never raises: whoever logs goes on, whatever became of the line.
+    """Writes lines to *fd* and never raises: the process goes on, whatever becomes of the line.
 
-    1. A line of which only a part could be written is completed before anything else is written. Where something else
-       stands behind that part, the next line begins on a line of its own.
+    1. A line of which only a part could be written is completed before anything else is written. If others have written
+       behind that part, the next line begins on a line of its own.
     2. A line that could not be written is lost, and reported to *on_loss* with the name of the error.
-    3. Before the first line that can be written again comes the line that *word_of* makes of what was lost meanwhile.
-    4. A reader that does not read, as of a pipe or a stopped terminal, is waited for once, for PATIENCE_S; then not at
-       all until it reads again.
+    3. When lines can be written again, the first one is what *word_of* makes of the lines lost meanwhile.
+    4. Where the reader of a pipe or a stopped terminal does not read, the writer waits for it once, for PATIENCE_S;
+       then not at all until it reads again.
     """
 
     def __init__(
@@ -117,8 +117,8 @@ class SafeText(io.TextIOBase):
     """A text stream that is written by a `LineWriter`: for a `rich.console.Console` that must not end its process."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Stands in for *stream*, which is sys.stdout or sys.stderr, or None where there is none. A stream that is no
-        file gets the text as it is."""
+        """Stands in for *stream*, which is sys.stdout or sys.stderr, or None where there is none. A stream without a
+        descriptor gets the text directly."""
         self._stream = stream
         self._lines: LineWriter | None = None
         with contextlib.suppress(OSError):

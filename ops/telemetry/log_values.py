@@ -1,4 +1,4 @@
-"""What a log line says of a value. Pure."""
+"""How a log line shows a value. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-# Nothing that is logged should be deeper or longer. What is so by mistake is cut, and does not fill the disk.
+# Nothing that is logged should be deeper or longer. A value that is so by mistake is cut, and does not fill the disk.
 DEPTH_MAX: Final = 6
 ITEMS_MAX: Final = 100
 CHARS_MAX: Final = 16_384
@@ -110,6 +110,6 @@ def _cut(text: str) -> str:
 
 
 def _says_itself(value: Any) -> bool:
-    """Whether the text of *value* is of its own making, as that of a path, a UUID or a Decimal is."""
+    """Whether *value* has a text form of its own, as a path, a UUID or a Decimal has."""
     found = next(kind for kind in type(value).__mro__ if "__str__" in vars(kind))
     return found is not object

@@ -1,8 +1,8 @@
 """Structured logs: one JSON line for each event on standard error, with its trace. No line holds a prompt, an image or
 a key.
 
-Logging fails no request, no task and no process: not with a full disk, a reader that is gone or a value that has no
-text (`LineWriter`, `plain`).
+Logging makes no request, task or process fail, even with a full disk, a reader that is gone or a value that has no text
+(`LineWriter`, `plain`).
 """
 
 import json

@@ -73,7 +73,7 @@ webhooks_overdue = Observed(
     "warmlane.webhooks.overdue", "", "How long the delivery that is due longest has been due", unit="s", by=GATEWAYS
 )
 
-# ── counted once, by whoever did it ──────────────────────────────────────────────────────────────────────────────────
+# ── counted once, by the process that did it ─────────────────────────────────────────────────────────────────────────
 
 requests_accepted = Counter("warmlane.requests.accepted", "model route", "Requests that became a task", by=GATEWAYS)
 requests_overloaded = Counter(
@@ -201,7 +201,7 @@ ENDED_BY_GATEWAYS: Final = tuple(
         FailureCode.QUEUE_OVERLOADED,
         FailureCode.CANCELLED,
         FailureCode.WORKER_LOST,
-        FailureCode.STORAGE_FAILED,  # when an image is stored; a worker's is for the video
+        FailureCode.STORAGE_FAILED,  # a gateway stores images, a worker the video
     )
 )
 ENDED_BY_WORKERS: Final = (
@@ -229,7 +229,7 @@ def task_claimed(task: GenerationTask) -> None:
 
 
 def memory_read(held: MemoryReading, *, slot: str, model: str, outcome: str) -> None:
-    """A memory line was written, with *held*: 0 where the process that held the memory is gone."""
+    """A memory line was written. *held* is what it shows: 0 where the process that held the memory is gone."""
     memory_cleanups.add(model, outcome)
     memory_after_cleanup.set(held.rss_bytes, slot, model, "rss")
     figures = {
@@ -246,13 +246,13 @@ def memory_read(held: MemoryReading, *, slot: str, model: str, outcome: str) -> 
         if figure is not None:
             memory_after_cleanup.set(figure, slot, model, kind)
     for event, count in (("retry", held.cuda_alloc_retries), ("oom", held.cuda_ooms)):
-        # on a CPU as well: a series that stands at 0 is there when the first event comes
+        # on a CPU as well: the series has to show 0 before the first event comes
         allocator_events.add(slot, model, event, by=count or 0)
 
 
 def begin_tasks(models: Iterable[str], route: str, outcomes: Iterable[str]) -> None:
     """Sets to 0 the counts of tasks on *route* that this process may end with one of *outcomes*, so that the first one
-    shows. Other processes count the other outcomes: a zero here would deny them."""
+    shows. Other processes count the other outcomes: a zero from this process would contradict them."""
     for model in models:
         queue_timeouts.begin(model, route)
         for outcome in outcomes:

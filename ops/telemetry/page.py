@@ -1,8 +1,8 @@
 """One page of metrics for all processes of a `warmlane up`, so that Prometheus has one target for each machine.
 
-Each process answers on a socket in a folder that `up` names to all of them; the gateway asks every socket, and its
-`/metrics` is what they answered. Each series has the labels `job` and `instance` of its process, as the repository's
-collector configuration gives them. A process that is dead or stopped is missing, and holds nobody up.
+Each process answers on a socket in a folder that `up` names to all of them. The gateway asks every socket, and its
+`/metrics` shows what they answered. Each series has the labels `job` and `instance` of its process, as the repository's
+collector configuration gives them. A dead or suspended process is missing, and delays the page by ASK_S at most.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ class Family(Struct, frozen=True, array_like=True):
 
 
 class ProcessPage(Struct, frozen=True):
-    """What one process reports of itself. *began_s* is when it began to, by the clock of the machine."""
+    """What one process reports of itself. *began_s* is when it began to report, by the clock of the machine."""
 
     role: str
     instance: str
@@ -62,7 +62,7 @@ class ProcessPage(Struct, frozen=True):
 def joined(pages: Iterable[ProcessPage]) -> list[Metric]:
     """The families of *pages* as one page, each sample with the `job` and the `instance` of its process. Pure.
 
-    1. Of two processes of one name only the newer counts: it took the place of the other.
+    1. Of two processes with one name only the newer counts: it took the place of the other.
     2. Where two processes disagree on the type of a family, it has the type of the first.
     """
     newest: dict[tuple[str, str], ProcessPage] = {}
@@ -119,7 +119,7 @@ def answer_in(folder: Path, role: str, instance: str) -> Callable[[], None]:
     OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{os.getpid()}.sock"
-    # the socket gets its name only when it listens: a gateway that is refused takes its process for dead
+    # the socket gets its name only when it listens: if a gateway's connection is refused, it takes the process for dead
     part = path.with_suffix(".part")
     for left in (path, part):
         left.unlink(missing_ok=True)
@@ -145,7 +145,7 @@ class _PageServer(socketserver.ThreadingUnixStreamServer):
         self.role, self.instance, self.began_s = role, instance, time.time()
         with _short(path) as address:
             super().__init__(address, _PageAnswer)
-        path.chmod(0o700)  # processes of this user alone may ask
+        path.chmod(0o700)  # only processes of this user may ask
 
     def handle_error(self, request: object, client_address: object) -> None:
         log.info("metrics_not_sent", exc_info=True)  # the gateway that asked has gone

@@ -1,7 +1,8 @@
-"""What a process without an API answers beside its metrics: `/livez`, whether to start it again, and `/readyz`, whether
-it does what it is there for.
+"""The liveness and readiness probes of a process without an API, beside its metrics: `/livez` says whether to restart
+the process, and `/readyz` whether it can do its work.
 
-A judge says so, in the event loop of the process, which an engine or Kubernetes asks from a thread.
+A judge decides that in the event loop of the process. The thread that answers a container engine or Kubernetes asks the
+judge.
 """
 
 import asyncio
@@ -15,12 +16,12 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import msgspec
 from msgspec import Struct
 
-# How long an event loop may take until it gets to a judge. Then it does not live.
+# How long an event loop may take to call a judge. After that the process counts as hung.
 ANSWER_S: Final = 3.0
 
 
 class ProcessHealth(Struct, frozen=True):
-    """How a process stands: whether it is *ready*, in which *state*, and where it is not ready, for what *reason*."""
+    """The health of a process: whether it is *ready*, its *state*, and the *reason* where it is not ready."""
 
     ready: bool
     state: str
@@ -28,7 +29,7 @@ class ProcessHealth(Struct, frozen=True):
 
 
 class Judging(Struct):
-    """Who judges this process now, and in which event loop; nobody before it has one."""
+    """A judge of this process, and the event loop that calls it."""
 
     judge: Callable[[], ProcessHealth]
     loop: asyncio.AbstractEventLoop
@@ -41,8 +42,8 @@ HUNG: Final = ProcessHealth(False, "hung", f"the process did not get to an answe
 
 @contextlib.contextmanager
 def judged_by(judge: Callable[[], ProcessHealth]) -> Iterator[None]:
-    """While the block runs, `/readyz` answers what *judge* says, which is called in the event loop that runs now. Of
-    several, the innermost counts."""
+    """While the block runs, `/readyz` answers what *judge* returns. The event loop that runs now calls it. Of several
+    judges the innermost counts."""
     judging = Judging(judge, asyncio.get_running_loop())
     _judging.append(judging)
     try:
@@ -52,7 +53,8 @@ def judged_by(judge: Callable[[], ProcessHealth]) -> Iterator[None]:
 
 
 def standing() -> ProcessHealth:
-    """How this process stands now; HUNG where its event loop does not get to it. Not for the event loop itself."""
+    """The health of this process now; HUNG where its event loop does not call the judge in time. Never call this in the
+    event loop itself."""
     if not _judging:
         return STARTING
     judging = _judging[-1]
@@ -92,7 +94,7 @@ def with_probes(metrics: WSGIApplication) -> WSGIApplication:
 
 class _SilentRequests(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # the name of the base class
-        """Says nothing: a probe comes every few seconds."""
+        """Logs nothing: a probe comes every few seconds."""
 
 
 def probe_server(host: str, port: int, metrics: WSGIApplication) -> Any:

@@ -17,7 +17,7 @@ class Seldom:
         self._logged_s: dict[str, float] = {}
 
     def is_news(self, kind: str) -> bool:
-        """Whether to log something of *kind* now. Every kind is remembered, so there may be few."""
+        """Whether to log something of *kind* now. It remembers every kind for good, so use few kinds."""
         now_s = time.monotonic()
         logged_s = self._logged_s.get(kind)
         if logged_s is not None and now_s < logged_s + self._every_s:

@@ -1,4 +1,5 @@
-"""How spans leave a process: most go together once a second; a root goes before others can be below it (ADR 0036)."""
+"""How spans leave a process: most go together once a second; a root goes before other spans can be below it (ADR
+0036)."""
 
 import asyncio
 import threading
@@ -14,10 +15,10 @@ from opentelemetry.trace import Span, SpanKind
 
 from ops.telemetry.tracing import OUTCOME, SUPERSEDED
 
-# The longest that a request waits for the collector. After a slower answer none waits, until the collector is fast
-# again.
+# The longest that a request waits for the collector. After a slower answer no request waits, until the collector is
+# fast again.
 WAIT_S: Final = 0.25
-# The pause between exports. Each costs its process some milliseconds: under load many roots go together.
+# The pause between exports. Each export costs its process some milliseconds: under load many roots go together.
 PAUSE_S: Final = 0.01
 # The most roots that are kept while a collector is away: as many as the SDK keeps of other spans.
 KEPT: Final = 2048
@@ -30,7 +31,7 @@ _Waiting = tuple[ReadableSpan, Future[None]]
 class Sender(BatchSpanProcessor):
     """Sends every span that ends, except that of an attempt that another process has recorded (`superseded`, ADR 0034).
 
-    The span of an attempt is sent as soon as it ends, with all that waits: spans below it were sent before.
+    It sends the span of an attempt as soon as it ends, with all spans that wait: those below it ended before it.
     """
 
     def __init__(self, exporter: SpanExporter, ahead: SpanExporter, *, delay_ms: float) -> None:
@@ -49,7 +50,8 @@ class Sender(BatchSpanProcessor):
     async def end_ahead(self, span: Span) -> None:
         """Ends *span*, and returns when the collector has it.
 
-        It waits for WAIT_S at most. After a collector was away, or slower, nobody waits until it answers in time again.
+        It waits for WAIT_S at most. After the collector was away or slower, no request waits until it answers in time
+        again.
         """
         sent: Future[None] = Future()
         self._expected[span.get_span_context().span_id] = sent

@@ -1,7 +1,7 @@
-"""What systemd is told of a process with `Type=notify`: when it is ready, how it stands, that it lives, that it leaves.
+"""Notifies systemd of a process with `Type=notify`: that it is ready, its status, that it is alive, that it stops.
 
 The protocol is a datagram of lines to the socket that NOTIFY_SOCKET names (sd_notify(3)); those few lines need no
-library. Without the variable nothing is told.
+library. Without the variable nothing is sent.
 """
 
 import contextlib
@@ -19,16 +19,16 @@ SOCKET_VARIABLE: Final = "NOTIFY_SOCKET"
 WATCHDOG_VARIABLES: Final = ("WATCHDOG_USEC", "WATCHDOG_PID")
 LOOK_EVERY_S: Final = 0.5
 LISTENS_WITHIN_S: Final = 60.0
-# A service manager that reads nothing must not keep a process from its end.
+# A service manager that reads nothing must not keep a process from ending.
 SEND_S: Final = 1.0
 
 
 def lines_for(now: ProcessHealth, before: ProcessHealth | None, *, was_ready: bool) -> list[str]:
-    """What to tell about a process that stands as *now*, and stood as *before* when it was told last. Pure.
+    """The lines to send for a process whose health is *now*, and was *before* when it was last sent. Pure.
 
-    1. READY=1 once, when it is ready for the first time.
-    2. How it stands, when that has changed.
-    3. WATCHDOG=1 each time, except for a process that does not get to an answer: that one is to be started again.
+    1. READY=1 once, when the process is ready for the first time.
+    2. Its health as STATUS, when that has changed.
+    3. WATCHDOG=1 each time, except for a process that is hung: systemd is to restart it.
     """
     lines = ["READY=1"] if now.ready and not was_ready else []  # 1
     if now != before:
@@ -40,9 +40,10 @@ def lines_for(now: ProcessHealth, before: ProcessHealth | None, *, was_ready: bo
 
 @contextlib.contextmanager
 def reporting_to_service_manager() -> Iterator[None]:
-    """Tells systemd how this process stands (`judged_by`) while the block runs, and after it that the process leaves.
+    """Reports the health of this process (`judged_by`) to systemd while the block runs, and after it that the process
+    stops.
 
-    The variables are taken out of the environment: the processes that this one starts have nothing to tell.
+    It removes the variables from the environment: the processes that this one starts have nothing to report.
     """
     address = os.environ.pop(SOCKET_VARIABLE, "")
     for name in WATCHDOG_VARIABLES:
@@ -60,8 +61,8 @@ def reporting_to_service_manager() -> Iterator[None]:
 
 
 def report_when_listening(host: str, port: int) -> None:
-    """Tells systemd that this process is ready as soon as somebody listens at *host* and *port*, from a process of its
-    own: this one is about to become another program. A unit needs `NotifyAccess=all` for that."""
+    """Reports to systemd that this process is ready as soon as a program listens at *host* and *port*. A separate
+    process does that, since this one is about to become another program. The unit needs `NotifyAccess=all` for it."""
     address = os.environ.pop(SOCKET_VARIABLE, "")
     if not address:
         return
@@ -70,7 +71,7 @@ def report_when_listening(host: str, port: int) -> None:
         os.waitpid(child, 0)
         return
     try:
-        # twice, so that the one that waits is nobody's child here: the other program would not reap it
+        # forks twice, so that the process that waits is not a child of this one: the other program would not reap it
         if os.fork() == 0:
             os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # locks of the other program must end with it
             _wait_until_listening(host, port)
@@ -102,7 +103,7 @@ def _report(address: str, left: threading.Event) -> None:
 
 
 def _await_read(address: str) -> None:
-    # systemd finds the unit of a message by its sender, who therefore has to be there until it is read
+    # systemd finds the unit of a message by the sending process, which has to live until systemd has read the message
     read, write = os.pipe()
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
         to.connect(_name(address))
@@ -116,7 +117,7 @@ def _name(address: str) -> str:
 
 
 def _send(address: str, lines: list[str]) -> None:
-    # a service manager that does not listen ends nothing
+    # a service manager that does not listen must not end this process
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
         to.settimeout(SEND_S)
         to.connect(_name(address))

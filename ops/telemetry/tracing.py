@@ -45,7 +45,7 @@ _end_ahead: Callable[[Span], Awaitable[None]] = _end
 
 
 def switch_on(end_ahead: Callable[[Span], Awaitable[None]]) -> None:
-    """From now on spans are sent to somebody. *end_ahead* ends a span, and returns when the receiver has it."""
+    """From now on spans are sent. *end_ahead* ends a span, and returns when the collector has it."""
     global _is_on, _end_ahead
     _is_on, _end_ahead = True, end_ahead
 
@@ -62,9 +62,9 @@ def span(
 ) -> contextlib.AbstractContextManager[Span]:
     """A span around the block, below the current one or, where it is given, below *traceparent* (W3C).
 
-    *itself* is the `traceparent` that names the span (`attempt_below`); *after* is that of a span to which it is
-    linked. An exception that leaves the block marks the span as failed, by its class alone: its text may quote a
-    request. An exception of *unless* does not: it is no failure, since somebody else was faster.
+    *itself* is the `traceparent` that names the span (`attempt_below`). *after* is the `traceparent` of a span to which
+    it is linked. An exception that leaves the block marks the span as failed, with its class and its frames; its text
+    may quote a request, and is left out. An exception of *unless* is no failure: another process was faster.
     """
     if _is_untraced(traceparent):
         return _NO_SPAN
@@ -72,8 +72,8 @@ def span(
 
 
 def _is_untraced(traceparent: str | None) -> bool:
-    """Whether nobody records a span below *traceparent* or, without one, the current span, and it has nothing to hand
-    on."""
+    """Whether a span here is neither recorded nor passed on: there is no *traceparent*, no exporter and no current
+    span."""
     return traceparent is None and not _is_on and not trace.get_current_span().get_span_context().is_valid
 
 
@@ -120,7 +120,7 @@ def record(
 ) -> str | None:
     """A span of what happened from *begun_at* to *ended_at*; *error* says why it failed, if it did.
 
-    *itself* is the `traceparent` that names the span. Returns the one that does so in the end, as `traceparent_of`.
+    *itself* is the `traceparent` that names the span. Returns the `traceparent` that the span has, as `traceparent_of`.
     """
     if _is_untraced(traceparent):
         return None
@@ -139,7 +139,8 @@ def record(
 def attempt_below(sender: str | None) -> str | None:
     """The `traceparent` of a span that is still to come, below *sender*; None where nothing is traced.
 
-    A claim stores it, so that whoever finds the worker lost can record the span, and the spans below it stay there.
+    A claim stores it. If the worker is lost, the process that finds out can then record the span, and the spans below
+    it keep their parent.
     """
     context = _span_context(sender) if _is_on else None
     if context is None:
@@ -155,7 +156,8 @@ def chosen_id() -> int:
 
 @contextlib.contextmanager
 def root(name: str, context: Context) -> Iterator[None]:
-    """The span that other processes go below, around the block and in *context*, which may hold a caller's span.
+    """A root span around the block, in *context*, which may hold a caller's span. Other processes put their spans below
+    it.
 
     It ends where the block calls `send_root`, or else with the block. It does not become the current span.
     """
@@ -178,8 +180,8 @@ def current_root() -> Span:
 
 
 def below_root() -> contextlib.AbstractContextManager[Span]:
-    """Spans of the block go below the root. Below a span that lasts longer they might have no parent: it may never be
-    sent."""
+    """Spans of the block go below the root. Below a span that lasts longer they might have no parent, since that span
+    may never be sent."""
     begun = _root.get()
     if begun is None:
         return _NO_SPAN
@@ -199,7 +201,7 @@ async def send_root(attributes: Attributes) -> None:
 
 @contextlib.contextmanager
 def working_on(task: GenerationTask) -> Iterator[None]:
-    """Every span of the block gets the id of *task*, also those of code that knows no tasks."""
+    """Every span of the block gets the id of *task*, even in code that knows no tasks."""
     token = _task_id.set(task.id)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What cannot be read is counted, logged once and passed over: one bad message does not stop those who serve good
+"""Counts what cannot be read, and logs it once, so that one bad message does not stop a process that serves good
 ones."""
 
 from collections import OrderedDict
@@ -44,10 +44,11 @@ class Unreadables:
         self._known: OrderedDict[tuple[Kind, str, int], None] = OrderedDict()
 
     def report(self, kind: Kind, where: str, error: Exception | str, *, revision: int = 0) -> None:
-        """A *kind* of thing at *where* (a subject or a key) cannot be read, because of *error*, whose text is logged.
+        """Counts and logs that a *kind* of thing at *where* (a subject or a key) cannot be read, with the text of
+        *error*.
 
         That text must hold nothing of the content; the text of `contracts.wire.Unreadable` holds none. *revision* is
-        that of the entry: one that comes again at the same revision is neither counted nor logged again.
+        the entry's. An entry that comes again at the same revision is neither counted nor logged again.
         """
         known = (kind, where, revision)
         if revision and known in self._known:

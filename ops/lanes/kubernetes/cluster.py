@@ -14,25 +14,25 @@ from lightkube.resources.core_v1 import Pod as ApiPod
 from ops.lanes.kubernetes.objects import LABELS, MODEL_LABEL, RELEASE_LABEL, LaneDeployment, Pod, deployment, pod
 from ops.telemetry.seldom import Seldom
 
-# A watch is opened anew this often, from a new list: a connection that died without a word is not believed for longer.
+# A watch is opened anew this often, from a new list: a connection that died silently is not believed for longer.
 WATCH_S: Final = 60.0
 # The pauses between tries while the API server does not answer, or refuses.
 RETRY_FIRST_S: Final = 0.25
 RETRY_MOST_S: Final = 10.0
-# The longest pause that a Retry-After is believed.
+# The longest pause that the supervisor takes from a Retry-After.
 RETRY_AFTER_MOST_S: Final = 60.0
 GONE: Final = 410
 NOT_FOUND: Final = 404
 
 T = TypeVar("T", LaneDeployment, Pod)
-# What a call comes to when the server is away, refuses, or answers what cannot be read.
+# What a call raises when the server is away, refuses, or gives an answer that cannot be read.
 FAILURES: Final = (httpx2.HTTPError, OSError, KeyError, ValueError)
 
 log = structlog.get_logger("cluster")
 
 
 class KnownObjects(Generic[T]):
-    """The last knowledge of one kind of objects. It stays while the server cannot be asked, and *blind* says why."""
+    """The last known objects of one kind. They stay while the server cannot be asked; *blind* then says why."""
 
     def __init__(self, resource: Any, read: Callable[[Any], T]) -> None:
         self.resource = resource
@@ -60,7 +60,7 @@ class Cluster:
     """The lanes of one namespace. `follow` keeps what is known of them, and calls *on_change* after every change."""
 
     def __init__(self, client: AsyncClient, *, release: str | None, on_change: Callable[[], None]) -> None:
-        """*release*: of which Helm release the lanes are; None: of any in the namespace of *client*."""
+        """*release* is the Helm release of the lanes; None: any release in the namespace of *client*."""
         self._client, self._on_change = client, on_change
         self._labels: dict[str, Any] = {**LABELS, MODEL_LABEL: None}
         if release is not None:
@@ -76,7 +76,7 @@ class Cluster:
 
     @property
     def blind(self) -> str:
-        """Why what is known may be old; empty where it is not."""
+        """Why the known objects may be out of date; empty where they are not."""
         return self.deployments.blind or self.pods.blind
 
     async def follow(self) -> None:
@@ -86,8 +86,8 @@ class Cluster:
             group.create_task(self._follow(self.pods))
 
     async def scale(self, name: str, replicas: int) -> None:
-        """Sets the replicas of the Deployment *name*, and nothing else of it. Logs a refusal, and leaves it at that:
-        whoever decides asks again."""
+        """Sets the replicas of the Deployment *name*, and nothing else of it. It only logs a refusal: the supervisor
+        asks again."""
         try:
             await self._client.patch(ApiDeployment.Scale, name, {"spec": {"replicas": replicas}})
         except FAILURES as error:
@@ -96,8 +96,8 @@ class Cluster:
         log.info("scaled", deployment=name, replicas=replicas)
 
     async def annotate(self, pod_name: str, annotation: str, value: str) -> float | None:
-        """Sets one annotation of a pod, and nothing else of it; None also where the pod is gone by now. Otherwise logs
-        the refusal, and returns after how many seconds to ask again."""
+        """Sets one annotation of a pod, and nothing else of it. Returns None when that is done, or the pod is gone by
+        now. Otherwise logs the refusal, and returns after how many seconds to ask again."""
         change = {"metadata": {"annotations": {annotation: value}}}
         try:
             found = await self._client.patch(ApiPod, pod_name, change)
@@ -120,7 +120,7 @@ class Cluster:
                 wait_s = RETRY_FIRST_S
                 continue
             except FAILURES as error:
-                if _status(error) == GONE:  # what was watched from is forgotten there: the list says what is now
+                if _status(error) == GONE:  # the server has forgotten where the watch began: list again
                     log.info("relisted", kind=known.resource.__name__, error=_said(error))
                     if time.monotonic() - began_s > RETRY_FIRST_S:
                         continue

@@ -9,15 +9,15 @@ from ops.lanes.kubernetes.cluster import Cluster
 from ops.lanes.kubernetes.deletion_cost import ANNOTATION, Occupation, new_costs
 from ops.waiting import set_within
 
-# How often it is looked for pods that came, and for lanes that were idle for long enough.
+# How often the keeper looks for new pods, and for lanes that were idle for long enough.
 LOOK_S: Final = 1.0
-# Ten writes in a second at most, of all lanes together.
+# Ten writes in a second at most, for all lanes together.
 BETWEEN_S: Final = 0.1
 
 
 class CostKeeper:
-    """Writes a pod's annotation only where it changes: a lane that becomes busy at once, one that becomes idle after
-    SETTLED_S. It writes nothing while the cluster cannot be seen, and waits where the API server refuses."""
+    """Writes a pod's annotation only when it changes: at once for a lane that becomes busy, after SETTLED_S for a lane
+    that becomes idle. It writes nothing while the cluster cannot be seen, and waits when the API server refuses."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -25,7 +25,7 @@ class CostKeeper:
         self._news = asyncio.Event()
 
     def hear(self, lane: str, state: LaneState | None) -> None:
-        """The lane in the pod *lane* is in *state*; None: nothing is reported of it any more."""
+        """The lane in the pod *lane* is in *state*; None: its heartbeat is gone."""
         if state is None:
             self._lanes.pop(lane, None)
             return

@@ -1,6 +1,6 @@
 """What each lane's pod costs to delete. Pure: no clock, no I/O, no logging.
 
-The ReplicaSet controller asks for that when lanes become fewer: of pods that are ready it deletes the cheapest first
+The ReplicaSet controller reads that cost when it scales in: of the ready pods it deletes the cheapest first
 (`controller.kubernetes.io/pod-deletion-cost`).
 """
 
@@ -18,24 +18,25 @@ BUSY: Final = 200
 WARM: Final = 100
 # As Kubernetes counts a pod without the annotation.
 NOTHING: Final = 0
-# A lane that takes one task after the other is not written down between two of them, which lie 0.7 s apart at most.
+# A lane that takes one task after the other keeps its cost between two tasks, which are 0.7 s apart at most.
 SETTLED_S: Final = 3.0
 
 
 class Occupation(Struct, frozen=True):
-    """The last word of a lane, and when it was last known to be busy, by a clock in seconds; None: never."""
+    """The last *state* that a lane reported, and when it was last known to be busy, by a clock in seconds; None:
+    never."""
 
     state: LaneState
     busy_at_s: float | None = None
 
     def then(self, state: LaneState, *, now_s: float) -> "Occupation":
-        """What follows when the lane says that it is in *state*."""
+        """The occupation after the lane has reported *state*."""
         was_busy = LaneState.BUSY in {self.state, state}
         return Occupation(state, now_s if was_busy else self.busy_at_s)
 
 
 def cost_of(lane: Occupation | None, *, now_s: float) -> int:
-    """What it costs to delete a pod; *lane* is None where it has never spoken.
+    """What it costs to delete a pod; *lane* is None where the lane has never reported.
 
     1. It runs a task, or ran one within the last SETTLED_S: BUSY.
     2. It is warm: WARM.
@@ -50,10 +51,10 @@ def cost_of(lane: Occupation | None, *, now_s: float) -> int:
 
 
 def new_costs(pods: Iterable[Pod], lanes: Mapping[str, Occupation], *, now_s: float) -> dict[str, int]:
-    """The pods, by name, whose annotation has to be another one, dearest first. *lanes* by the names of their pods.
+    """The new costs, by name, of the pods whose annotation has to change, dearest first. *lanes* are by pod name.
 
-    1. A pod that leaves, or is the only one of its Deployment: none. There is nothing to choose.
-    2. One whose annotation says what it costs, or that has none and costs NOTHING: none.
+    1. It leaves out a pod that is leaving, or is the only one of its Deployment: there is nothing to choose.
+    2. It leaves out a pod whose annotation shows its cost, or that has no annotation and costs NOTHING.
     """
     staying = [pod for pod in pods if not pod.is_leaving]
     beside = Counter(pod.entry for pod in staying)

@@ -16,12 +16,12 @@ ANSWER_S: Final = 20.0
 
 
 class NoEntrance(Exception):
-    """Nothing says where the API server is, or it cannot be read; the text says what to do."""
+    """No configuration names the API server, or the configuration cannot be read. The text says what to do."""
 
 
 def entrance(environment: Mapping[str, str] = os.environ) -> SingleConfig:
-    """By KUBECONFIG where it is set, else by the service account of this pod, else by ~/.kube/config. Raises
-    NoEntrance."""
+    """The configuration from KUBECONFIG where it is set, else from the service account of this pod, else from
+    ~/.kube/config. Raises NoEntrance."""
     named = environment.get("KUBECONFIG")
     try:
         if named:
@@ -41,6 +41,6 @@ def entrance(environment: Mapping[str, str] = os.environ) -> SingleConfig:
 
 
 def client_for(config: SingleConfig, namespace: str | None) -> AsyncClient:
-    """Of *namespace*, or of the one that *config* says. Close it."""
+    """A client for *namespace*, or for the one that *config* names. The caller has to close it."""
     timeout = httpx2.Timeout(ANSWER_S, connect=CONNECT_S)
     return AsyncClient(config, namespace=namespace, timeout=timeout, field_manager="warmlane-supervisor", lazy=False)

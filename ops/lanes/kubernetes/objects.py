@@ -1,4 +1,4 @@
-"""What is read of a Deployment and of a pod, in the form of the API (`apps/v1`, `v1`)."""
+"""The parts of a Deployment and of a pod that Warmlane reads, in the form of the API (`apps/v1`, `v1`)."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -11,7 +11,7 @@ MODEL_LABEL: Final = "warmlane/model"
 LANE_LABEL: Final = "warmlane/lane"
 RELEASE_LABEL: Final = "app.kubernetes.io/instance"
 LABELS: Final[Mapping[str, str]] = {"app.kubernetes.io/component": "lane"}
-"""What the Deployments of lanes and their pods are found by, beside the labels above."""
+"""The label that finds the Deployments of lanes and their pods, beside the labels above."""
 
 
 # A release and its entry of `lanes`: what a Deployment and its pods have in common.
@@ -23,7 +23,7 @@ class Metadata(Struct, frozen=True, rename="camel", kw_only=True):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     deletion_timestamp: datetime | None = None
-    """When the pod has to be gone: its grace period is counted in."""
+    """When the pod has to be gone, its grace period included."""
 
 
 class Condition(Struct, frozen=True, rename="camel", kw_only=True):
@@ -75,22 +75,22 @@ class Pod(Struct, frozen=True, rename="camel", kw_only=True):
 
     @property
     def model(self) -> str:
-        """Whose lane it is; empty where nobody said so."""
+        """The model of its lane; empty where the label is missing."""
         return self.metadata.labels.get(MODEL_LABEL, "")
 
     @property
     def entry(self) -> Entry:
-        """Of which Deployment it is."""
+        """The `entry` of its Deployment."""
         return _entry(self.metadata)
 
     @property
     def is_leaving(self) -> bool:
-        """Whether it is on its way out, or has ended."""
+        """Whether it is being deleted, or has ended."""
         return self.metadata.deletion_timestamp is not None or self.status.phase in {"Succeeded", "Failed"}
 
     @property
     def restarts(self) -> int:
-        """How often its containers ended and were started again."""
+        """How often its containers ended and were restarted."""
         return sum(each.restart_count for each in self.status.container_statuses)
 
 
@@ -109,7 +109,7 @@ class LaneDeployment(Struct, frozen=True, rename="camel", kw_only=True):
 
     @property
     def entry(self) -> Entry:
-        """What its pods have as their `entry`."""
+        """The `entry` that its pods have, too."""
         return _entry(self.metadata)
 
 
@@ -118,10 +118,10 @@ def _entry(metadata: Metadata) -> Entry:
 
 
 def deployment(found: Mapping[str, Any]) -> LaneDeployment:
-    """Raises msgspec.ValidationError for what is none."""
+    """*found* as a Deployment. Raises msgspec.ValidationError where it is none."""
     return msgspec.convert(found, LaneDeployment)
 
 
 def pod(found: Mapping[str, Any]) -> Pod:
-    """Raises msgspec.ValidationError for what is none."""
+    """*found* as a pod. Raises msgspec.ValidationError where it is none."""
     return msgspec.convert(found, Pod)

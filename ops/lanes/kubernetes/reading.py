@@ -19,7 +19,7 @@ from ops.lanes.kubernetes.objects import (
 
 WORDS_MAX_CHARS: Final = 500
 CRASHED: Final = "CrashLoopBackOff"
-# What a kubelet waits for in vain: the image, or what the container is made of.
+# Why a kubelet cannot make a container: its image, or what else it is made of, is missing.
 CANNOT_RUN: Final = frozenset(
     {
         "ErrImagePull",
@@ -32,15 +32,15 @@ CANNOT_RUN: Final = frozenset(
         "RunContainerError",
     }
 )
-# Why a pod is disrupted whose node does not answer.
+# The reasons that Kubernetes gives when it disrupts a pod because its node does not answer.
 NODE_GONE: Final = frozenset({"DeletionByTaintManager", "DeletionByPodGC"})
 
 
 class LaneWord(Struct, frozen=True, kw_only=True):
     """What the cluster says of one lane.
 
-    *name* is the pod's, as the lane calls itself; that of a pod that there is not is its Deployment's and a number. The
-    process that ran before *ended_at* is gone; None: nothing is known of an end.
+    *name* is the pod's name, which is also the lane's own. Where there is no pod, it is the Deployment's name and a
+    number. The process that ran before *ended_at* is gone; None: no end is known.
     """
 
     model: str
@@ -58,8 +58,8 @@ def words(
     quota: Mapping[str, int],
     now: datetime,
 ) -> list[LaneWord]:
-    """A word on every lane that there is or should be (FR-021 a). *wanted* lanes of each model; None: as many as the
-    Deployments have replicas. *quota* limits models, others are not limited.
+    """A word on every lane that exists or should exist (FR-021 a). *wanted* has the number of lanes of each model;
+    None: as many as the Deployments have replicas. *quota* limits models; others are not limited.
 
     1. Each pod of a Deployment: see `word_on`.
     2. Replicas that have no pod: `quota_denied` where a quota of the namespace was exceeded, `capacity_denied` where
@@ -91,14 +91,14 @@ def words(
 
 
 def word_on(pod: Pod, *, now: datetime) -> LaneWord | None:
-    """What the cluster says of *pod*, in its own words; None for one that leaves as it should, or has ended and is
+    """What the cluster says of *pod*, in its own words; None for a pod that leaves as it should, or has ended and is
     replaced.
 
     1. Its node is lost, or does not end it in time: `unhealthy`.
-    2. It finds no place: `capacity_denied`. Cards that are taken are said alike for counts and for claims.
+    2. It cannot be scheduled: `capacity_denied`. The cluster reports taken cards alike for counts and for claims.
     3. Its container ended again and again: `crash_looping`, with the last end.
-    4. Its image cannot be had, or its container not be made: `capacity_denied`.
-    5. Otherwise `starting`, which the lane's own word replaces.
+    4. Its image cannot be pulled, or its container cannot be made: `capacity_denied`.
+    5. Otherwise `starting`, which the lane's own report replaces.
     """
 
     def word(state: LaneState, detail: str = "", ended: Terminated | None = None) -> LaneWord:
@@ -139,11 +139,11 @@ def word_on(pod: Pod, *, now: datetime) -> LaneWord | None:
 def scales(
     deployments: Sequence[LaneDeployment], *, wanted: Mapping[str, int] | None, quota: Mapping[str, int]
 ) -> dict[str, int]:
-    """The replicas that Deployments should have, by name, where they have others.
+    """The replicas that Deployments should have, by name, where they have another number.
 
-    1. Without *wanted* lanes, replicas are whoever's they are: Helm's, or an autoscaler's.
-    2. A model has as many lanes as are wanted, and as its quota allows, at most.
-    3. What is missing goes to the first of its Deployments by name; what is too many is taken from the last.
+    1. Without *wanted*, nothing changes: Helm or an autoscaler sets the replicas.
+    2. A model gets as many lanes as are wanted, but no more than its quota allows.
+    3. Missing replicas go to the first of its Deployments by name; surplus ones are taken from the last.
     """
     changed: dict[str, int] = {}
     for model, count in (wanted or {}).items():  # 1
@@ -160,8 +160,8 @@ def scales(
 
 
 def may_replace(word: LaneWord, *, began_at: datetime, is_silent: bool) -> bool:
-    """Whether *word* may stand in place of what a lane's own process wrote, which *began_at* and perhaps *is_silent*
-    for as long as makes it unhealthy: only if that process has ended, or if its node is lost with it."""
+    """Whether *word* may replace what a lane's own process wrote: only if that process has ended, or if its node is
+    lost with it. The process began at *began_at*; *is_silent*: for so long that it counts as unhealthy."""
     if word.ended_at is not None and began_at <= word.ended_at:
         return True
     return is_silent and word.state is LaneState.UNHEALTHY

@@ -1,4 +1,4 @@
-"""Keeps the wanted lanes as replicas of a cluster, and reports what the cluster says of those that do not speak
+"""Keeps the wanted lanes as replicas of a cluster, and reports what the cluster says of lanes that do not report
 themselves (FR-011, FR-021 a; ADR 0060)."""
 
 import asyncio
@@ -29,14 +29,14 @@ from ops.telemetry.seldom import Seldom
 from ops.waiting import set_within
 
 RETRY_S: Final = 0.2
-# Kubernetes tells the end of a container in whole seconds.
+# Kubernetes gives the end of a container in whole seconds.
 END_WITHIN: Final = timedelta(seconds=1)
 
 log = structlog.get_logger("supervisor")
 
 
 def is_ours(heartbeat: LaneHeartbeat) -> bool:
-    """Whether a supervisor wrote it: a lane that speaks for itself has a slot."""
+    """Whether a supervisor wrote *heartbeat*: a lane that reports itself has a slot."""
     return heartbeat.slot == ""
 
 
@@ -48,8 +48,8 @@ class _Said:
 
 
 class ClusterSupervisor:
-    """Scales as `scales` says and reports as `words` says. It never scales while it cannot see the cluster, and goes on
-    reporting what it knew last, with the reason why that may be old."""
+    """Scales as `scales` says and reports as `words` says. While it cannot see the cluster it never scales, and goes on
+    reporting what it knew last, with the reason why that may be out of date."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class ClusterSupervisor:
         news: asyncio.Event,
         costs: CostKeeper | None = None,
     ) -> None:
-        """*cluster* sets *news* when it changes. *wanted* lanes of each model; None: as the Deployments have them.
-        *costs* keeps what each pod costs to delete; None: nobody does."""
+        """*cluster* sets *news* when it changes. *wanted* has the number of lanes of each model; None: as the
+        Deployments have them. *costs* keeps the cost of deleting each pod; None: that cost is not kept."""
         self._link, self._cluster, self._wanted = link, cluster, wanted
         self._quota, self._windows, self._news, self._costs = quota, windows, news, costs
         self._heartbeats = Bucket(link, HEARTBEATS, reports=False)
@@ -73,7 +73,7 @@ class ClusterSupervisor:
         self._seldom = Seldom()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until *stop*; then removes its own reports. The lanes stay: whoever comes next takes them over.
+        """Runs until *stop*; then removes its own reports. The lanes stay: the next supervisor takes them over.
 
         Raises TransportUnavailable when nats-server is away at the start.
         """
@@ -95,7 +95,7 @@ class ClusterSupervisor:
                 await self._take_back(key)
 
     async def _act(self) -> bool:
-        """Returns false when that is to be tried again soon."""
+        """Scales and reports. Returns false when the caller has to try again soon."""
         if not self._cluster.was_seen:
             return True
         deployments = list(self._cluster.deployments.objects.values())
@@ -134,7 +134,7 @@ class ClusterSupervisor:
         return True
 
     async def _say(self, key: str, word: LaneWord) -> None:
-        """Stores *word*, unless the lane's own process speaks: its newer entry is never overwritten."""
+        """Stores *word*, unless the lane's own process reports: its newer entry is never overwritten."""
         said = self._said.get(key)
         if said is None or said.word.state is not word.state:
             said = self._said[key] = _Said(word, datetime.now(UTC))
