@@ -93,7 +93,7 @@ class Supervised:
         self._find_orphan()
 
     def _find_orphan(self) -> None:
-        # only for a process that was reaped: one that is no child of ours may live, and drain
+        # only for a process that was reaped: one that is no child of ours may be alive, and drain
         last = self.silence.last
         if last is not None and self._heard is not None and self._heard.pid == last.pid and self._heard.in_hand:
             self.orphan = self._heard.in_hand, last

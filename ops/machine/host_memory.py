@@ -74,7 +74,7 @@ def rss_bytes(pid: int) -> int:
     """Resident memory of *pid*: anonymous and file pages, since weights are mapped files (design §7).
 
     Where there is no /proc, the resident set as the system counts it. Raises ProcessLookupError when *pid* is gone,
-    also as a zombie.
+    or is a zombie.
     """
     try:
         # the name of a program may be any bytes

@@ -149,7 +149,7 @@ class Leader:
         return True
 
     def serve(self) -> None:
-        """From now on the key says that this leader serves; whoever watches the key learns it at once."""
+        """From now on the key says that this leader serves; all who watch the key learn it at once."""
         if not self._leadership.serves:
             self._leadership = replace(self._leadership, serves=True)
             self._news.set()

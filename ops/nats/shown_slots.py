@@ -36,7 +36,7 @@ async def lift(link: NatsLink, slot: str, *, now: datetime) -> VideoPipelineSlot
     """quarantined → empty, by compare-and-set. Returns the slot as it was. Its worker watches the bucket, and takes up
     work at once.
 
-    Raises NotQuarantined, also for a slot that nobody has shown; ValueError for a text that is no name of a slot;
+    Raises NotQuarantined, even for a slot that no worker has shown; ValueError for a text that is no name of a slot;
     TransportUnavailable.
     """
     bucket = Bucket(link, SHOWN_SLOTS, reports=False)
