@@ -1,8 +1,8 @@
-"""The hand of the leader: the messages of the degraded queue that it has fetched, not claimed, and keeps alive (ADR
-0038).
+"""The leader's hand: the messages of the degraded queue that the leader has fetched but not claimed (ADR 0038).
 
-A message in the hand keeps its place in the queue: nats-server counts it until it is acked, removed or too old. So the
-server bounds depth and wait, as it does where a worker fetches one message at a time.
+The leader keeps them alive with in-progress acks. A message in the hand keeps its place in the queue: nats-server
+counts it until it is acked, removed or too old. So the server's limits on depth and age hold as they do where a worker
+fetches one message at a time.
 """
 
 import asyncio
@@ -31,14 +31,15 @@ from ops.nats.link import NatsLink
 from ops.nats.pull import FETCH_TIMEOUT_S, Pull
 from ops.waiting import set_within
 
-# How often the leader reports to the server that the hand is alive, and reads the records. A message of which the
-# server hears nothing for `ack_wait`, 5 s, goes to the next leader: one lost report costs nothing.
+# How often the leader sends an in-progress ack for each message in the hand, and reads the records. The server
+# redelivers a message that it gets no ack for within `ack_wait`, 5 s: one lost ack costs nothing.
 KEEP_S: Final = 1.5
-# Where more messages are on their way into the hand, a choice waits for them, and no longer than this.
+# A choice waits this long at most for messages that are on their way into the hand.
 GATHER_S: Final = 0.1
-# What ended while it waited has no place on the server any more, and is in the hand until the next look at its record.
+# A task that ended while it waited has left the queue, but stays in the hand until the leader next reads its record.
 HAND_MAX: Final = 2 * DEGRADED_MAX_MSGS
-# This long after its deadline a task is left to whoever ends it, and its message to the server, which drops it by age.
+# This long after a task's deadline the leader drops its message: the sweeper ends the task, and the server removes the
+# message by age.
 OVERDUE_S: Final = 1.0
 
 log = structlog.get_logger("hand")
@@ -52,10 +53,10 @@ class Fetched(Struct, frozen=True):
 
 
 class Hand:
-    """The `Source` of a leader: all the messages that wait, of which *order* chooses the next.
+    """The `Source` of a leader: it holds all the messages that wait, and *order* chooses the next.
 
-    *leads* says whether this worker leads: asked before each message is handed out, and while they are kept. *expect*
-    is told, again and again, which model the order will have loaded when what runs is done.
+    *leads* says whether this worker leads. The hand calls it before it hands out a message, and while it keeps
+    messages. It calls *expect* again and again with the model that the order will load after the task that runs.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Hand:
         self._pull: Pull | None = None
         self._fetched: dict[str, Fetched] = {}
         self._unreadable: list[Msg] = []
-        self._gathers_until_s = 0.0  # more messages are on their way, for which a choice waits until then
+        self._gathers_until_s = 0.0  # a choice waits until then for messages on their way
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -86,7 +87,7 @@ class Hand:
         return None if self._pull is None else self._pull.trouble
 
     async def next(self) -> NextMessage | None:
-        """As `Source.next`: what *order* chooses of all that waits, once all that waits is in the hand."""
+        """As `Source.next`: what *order* chooses, once every message that waits is in the hand."""
         await self._open()
         until_s = time.monotonic() + FETCH_TIMEOUT_S
         while True:
@@ -101,7 +102,7 @@ class Hand:
             await set_within(min(left_s, gathers_s) if gathers_s > 0 else left_s, self._news)
 
     async def close(self) -> None:
-        """As `Source.close`. `next` may be called again, by a worker that leads once more."""
+        """As `Source.close`. A worker that leads again may call `next` again."""
         await end(*self._tasks)
         self._tasks = []
         await self._give_back()
@@ -134,7 +135,7 @@ class Hand:
         return self._fill(pull), self._keep()
 
     async def _fill(self, pull: Pull) -> None:
-        """Takes what waits into the hand, one message after the other: a fetch of several waits for all of them."""
+        """Fetches what waits into the hand, one message at a time: a fetch of several would wait for all of them."""
         while self._leads():
             if len(self._fetched) >= HAND_MAX:
                 self._room.clear()
@@ -153,9 +154,9 @@ class Hand:
         try:
             task = queued_task(message)
         except UnreadableTask:
-            self._unreadable.append(message)  # the work loop reports it, and ends it or leaves it
+            self._unreadable.append(message)  # the work loop reports it, and terminates or naks it
             return
-        # a message that is delivered again, since the server heard nothing for a while, takes the place of the first
+        # a redelivered message, for which the server got no ack in time, replaces the first
         self._fetched[task.message_id] = Fetched(message, task)
 
     async def _keep(self) -> None:
@@ -171,7 +172,7 @@ class Hand:
         await self._give_back()
 
     async def _look(self, fetched: Fetched) -> None:
-        """Drops *fetched* where its record says that the task ended, moved on, or runs, and where its wait is over."""
+        """Drops *fetched* once its record says that the task ended, moved on or runs, or once its wait is over."""
         task, now = fetched.task, datetime.now(UTC)
         entry = await self._link.entries.get(TASKS, task.id)
         if self._fetched.get(task.message_id) is not fetched:
@@ -198,8 +199,8 @@ class Hand:
         self._room.set()
 
     async def _give_back(self) -> None:
-        """Gives every message back at once, to whoever leads next; one that does not get back is delivered again after
-        5 s."""
+        """Naks every message, so that the next leader gets it at once. Where a nak is lost, the server redelivers the
+        message after 5 s."""
         messages = [each.message for each in self._fetched.values()] + self._unreadable
         self._fetched, self._unreadable, self._gathers_until_s = {}, [], 0.0
         self._room.set()
@@ -211,6 +212,8 @@ class Hand:
 
 
 def has_followers(message: Msg) -> bool:
-    """Whether more messages are probably on their way behind *message*: some that nobody has had yet, or, where it was
-    given back by another leader or an earlier life of this one, the others that were."""
+    """Whether more messages are probably on their way behind *message*.
+
+    Either some were never delivered, or a leader gave *message* back, and others with it.
+    """
     return message.metadata.num_pending > 0 or message.metadata.num_delivered > 1

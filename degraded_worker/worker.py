@@ -1,4 +1,4 @@
-"""The degraded worker: every model on one slot, one at a time, for what has no lane (FR-001..003, FR-016)."""
+"""The degraded worker: every model on one slot, one at a time, for tasks that no lane takes (FR-001..003, FR-016)."""
 
 import asyncio
 import time
@@ -39,8 +39,8 @@ log = structlog.get_logger("degraded")
 class DegradedWorker:
     """One process: a candidate for the leadership, and while it leads, the one consumer of the degraded queue.
 
-    In this order: leader, then the slot's lock, then the first fetch; and back: the task in hand is finished, the
-    pipeline is unloaded and the slot unlocked, then the leadership is given back.
+    It becomes the leader, then takes the slot's lock, then fetches. It leaves in the reverse order: it finishes the
+    task in hand, unloads the pipeline, unlocks the slot, and then gives the leadership back.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -99,7 +99,7 @@ class DegradedWorker:
             await self._run(stop)
 
     def standing(self) -> ProcessHealth:
-        """How this worker stands: ready while it leads, and while it could."""
+        """This worker's readiness: it is ready while it leads, and while it could."""
         if not self._link.connection.is_connected:
             return ProcessHealth(False, self._standing.state, "it is not connected to nats-server")
         if self._display.quarantine is not None:
@@ -115,7 +115,7 @@ class DegradedWorker:
         try:
             await asyncio.wait({serving, stopped, displaying}, return_when=asyncio.FIRST_COMPLETED)
             if displaying.done():
-                await displaying  # a quarantine would not be stored: fail, and be started again
+                await displaying  # without it a quarantine would not be stored: fail, and be restarted
             self._standing = ProcessHealth(False, "leaving", "it finishes what it has in hand")
             if not serving.done():
                 await drain(
@@ -152,8 +152,9 @@ class DegradedWorker:
                 wait_s = min(RETRY_MAX_S, wait_s * 2)
 
     async def _begin_anew(self) -> None:
-        """After tasks that failed in a row, the leadership was given back and the host ended: a standby on another card
-        may do better. Returns when this worker may lead again: at once, and later where a fresh host failed as well."""
+        """After tasks that failed in a row, this worker has given the leadership back and ended its host: a standby on
+        another card may do better. Returns when this worker may lead again: at once, or after a rest where a fresh host
+        failed as well."""
         match self._distrust.advice():
             case Renew():
                 self._distrust.renew()
@@ -176,8 +177,8 @@ class DegradedWorker:
         await self._leader.campaign()
 
     async def _rehearse(self) -> None:
-        """Forks a host that holds neither slot nor pipeline, and ends it: from here on, taking over costs one fork.
-        Until the fork server has its imports, a standby would lead for seconds without serving. Raises HostLost.
+        """Forks a host that holds neither slot nor pipeline, and ends it: taking over then costs one fork. Otherwise a
+        new leader would wait seconds for the fork server's imports before it serves. Raises HostLost.
         """
         host = Host(
             slot="cpu-0",
@@ -197,7 +198,7 @@ class DegradedWorker:
         for task in (holding, stopped):
             task.add_done_callback(lambda _: leave.set())
         try:
-            # its last leader may have quarantined the slot while this worker stood by
+            # the slot's last leader may have quarantined it while this worker stood by
             if await self._display.look() is None:
                 await self._serve_as_leader(leave)
             if holding.done():
@@ -205,9 +206,9 @@ class DegradedWorker:
         except Quarantined as error:
             log.error("quarantined", slot=self._slot, error=str(error))
         finally:
-            # first what waits is given back: nobody here takes it any more
+            # give the messages that wait back first: this worker takes no more of them
             await self._loop.close()
-            # the leadership last: a standby that took it earlier would kill the pipeline host that is leaving
+            # resign last: a standby that became the leader earlier would kill the pipeline host that is leaving
             await self._residence.close()
             if self._residence.quarantined:
                 await unless(stop.wait(), self._display.settled())

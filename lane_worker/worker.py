@@ -92,8 +92,8 @@ class LaneWorker:
     async def run(self, stop: asyncio.Event, *, for_quota: asyncio.Event | None = None) -> None:
         """Serves until *stop*; then finishes the task in hand within `windows.drains_s`, releases and leaves.
 
-        A load that is under way then is given up. Where *for_quota* is set by then, it says from its next word on that
-        it leaves for a quota.
+        It gives up a load that is under way at *stop*. Where *for_quota* is set by then, the lane's next report says
+        that it leaves for a quota.
         Raises SlotTaken when another process holds the card, HostLost when its host does not even start,
         TransportUnavailable when the server is away at the start.
         """
@@ -101,8 +101,8 @@ class LaneWorker:
             await self._run(stop, for_quota)
 
     def standing(self) -> ProcessHealth:
-        """How the lane stands, as its heartbeat says: ready while it takes requests, or was evicted on purpose, and is
-        connected."""
+        """The lane's readiness, by its heartbeat: it is ready while it is connected and takes requests, or was evicted
+        on purpose."""
         state, detail = self._heartbeat.state, self._heartbeat.detail
         if not self._link.connection.is_connected:
             return ProcessHealth(False, state.value, "it is not connected to nats-server")
@@ -121,7 +121,7 @@ class LaneWorker:
             await asyncio.wait({serving, stopped, *keeping}, return_when=asyncio.FIRST_COMPLETED)
             for keeper in keeping:
                 if keeper.done():
-                    await keeper  # a lane that cannot be heard of must not look warm: fail, and be started again
+                    await keeper  # a lane that cannot report must not look warm: fail, and be restarted
             if stop.is_set():
                 self._status.drain(for_quota=for_quota is not None and for_quota.is_set())
             if self._loop.in_hand is not None or self._is_loaded():
@@ -209,7 +209,7 @@ class LaneWorker:
         """Serves until the pipeline is gone, or is to be loaded anew. Raises Quarantined, HostLost."""
         while self._is_loaded() and not stop.is_set():
             if self._host.health_age_s > SILENT_S:
-                # A host that hangs runs nothing: what it would claim, another worker can take.
+                # A host that hangs runs nothing: leave its tasks to another worker.
                 await set_within(PING_S, stop)
                 continue
             served = await self._loop.serve_one(stop)
@@ -228,7 +228,7 @@ class LaneWorker:
                     pass
 
     def _show_trouble(self) -> None:
-        """A lane to which no task can come is not warm, or it would be sent every request."""
+        """A lane that no task can reach must not show as warm: the gateway would send it every request."""
         had_trouble, self._has_trouble = self._has_trouble, self._loop.trouble is not None
         if self._loop.trouble is not None and not had_trouble:
             self._status.show(LaneState.UNHEALTHY, self._loop.trouble)
@@ -252,7 +252,7 @@ class LaneWorker:
         return True
 
     def _when_idle(self) -> tuple[LaneState, str]:
-        """What the lane says of itself when it has nothing in hand."""
+        """What the lane reports while it has no task in hand."""
         match self._distrust.advice():
             case Rest(pause_s):
                 return LaneState.UNHEALTHY, f"{self._distrust.words()}; it tries itself again in {pause_s:g} s"
@@ -266,9 +266,9 @@ class LaneWorker:
         return await self._keeping.next_step(self._residence.resident, memory, queue_is_empty=queue_is_empty)
 
     async def _may_recycle(self, *, queue_is_empty: bool) -> bool:
-        """Takes the lane out of service, then decides again; it is back in service where that says otherwise.
+        """Takes the lane out of service, then decides again, and puts it back where the answer is no.
 
-        Two lanes that are worn out together both say so before either looks, so never do both leave.
+        Two lanes that are worn out together both announce it before either looks, so they never both leave.
         """
         if not await self._status.announce(LaneState.LOADING, "about to be recycled"):
             return False
@@ -278,14 +278,14 @@ class LaneWorker:
         return False
 
     async def _evict(self, stop: asyncio.Event) -> bool:
-        """Unloads, and waits until a request asks for the model; whether it is to be loaded again.
+        """Unloads, and waits until a request asks for the model. Returns whether the model is to be loaded again.
 
         Raises Quarantined, HostLost.
         """
         self._demand.clear()
         if not await self._status.announce(LaneState.EVICTED, "no task for a while"):
             return False
-        # what was sent here before that was known still finds the pipeline
+        # a task that was sent here before the eviction was known still finds the pipeline
         if await self._loop.serve_one(stop) or self._demand.is_set() or stop.is_set():
             self._status.show(LaneState.WARM)
             return False

@@ -1,6 +1,7 @@
-"""`warmlane models`: from published checkpoints to folders that a lane loads; checking and listing those folders.
+"""`warmlane models`: makes the folders that a lane loads from published checkpoints, verifies and lists them.
 
-Only `prepare` and `verify` need torch, and load it when they are called.
+`prepare`, `verify` and `measure` need torch, and so does `fit` for a model without a folder. They import it when they
+are called.
 """
 
 import re
@@ -24,12 +25,12 @@ from lane_worker.checkpoints.memory import fit_command, measure_command
 from lane_worker.checkpoints.tools import PROFILE, layout_of, pipelines_module
 from ops.commands.options import data_dir_option, settings_option
 
-# `warmlane up` makes these by itself
+# in a folder of random weights, which a worker makes by itself
 RECIPE: Final = "recipe.json"
 
 
 def table_of(models_dir: Path) -> Table:
-    """What lies in the models folder, a row each."""
+    """The folders in the models folder, one row each."""
     table = Table(show_header=True)
     for heading in ("folder", "model", "variant", "GB", "prepared (UTC)", "state"):
         table.add_column(heading, overflow="fold")
@@ -153,7 +154,7 @@ def prepare_command(
 ) -> None:
     """Make a diffusers folder of MODEL (anisora or phr00t) from the published files.
 
-    Keys and shapes are checked before anything is written. A run that was cut off is taken up by the same command.
+    Keys and shapes are checked before anything is written. The same command resumes a run that was cut off.
     """
     source, target = source.absolute(), target.absolute()
     base, tokenizer = base and base.absolute(), tokenizer and tokenizer.absolute()

@@ -43,7 +43,7 @@ class _AnyManifest(Struct, frozen=True):
 class Manifest(Struct, frozen=True, kw_only=True):
     """What a prepared folder holds; written last, so that a folder with one is whole.
 
-    *tokens*: what the tokenizer made of some texts when it was prepared; none in folders that are older than this
+    *tokens*: how the tokenizer encoded some texts when it was prepared; none in folders that are older than this
     field.
     """
 
@@ -97,7 +97,7 @@ def quick_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def content_faults(folder: Path, manifest: Manifest, on_bytes: OnBytes) -> Iterator[str]:
-    """Which files have another SHA-256 than the manifest's. Reads everything; *on_bytes* is called for each piece."""
+    """The files whose SHA-256 differs from the manifest's. Reads everything; *on_bytes* is called for each piece."""
     for file in manifest.files:
         try:
             if sha256_of(folder / file.path, on_bytes) != file.sha256:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from contracts.nesting import loads
 
 INDEX: Final = ".safetensors.index.json"
-# Where ComfyUI says how the weight of a layer is packed: in the file's metadata, or in a tensor beside the weight.
+# Where ComfyUI records how the weight of a layer is packed: in the file's metadata, or in a tensor beside the weight.
 # https://github.com/comfyanonymous/ComfyUI/blob/7f75cc2bc260f954677d3d1ddcab94f7f63d1738/QUANTIZATION.md
 QUANTIZED: Final = "_quantization_metadata"
 QUANTIZED_LAYER: Final = ".comfy_quant"
@@ -19,7 +19,8 @@ Shape = tuple[int, ...]
 
 
 class CheckpointRefused(Exception):
-    """These files cannot be prepared, or this folder cannot be used. One line: what is wrong, where, what to do."""
+    """These files cannot be prepared, or this folder cannot be used. The text is one line: what is wrong, where, and
+    what to do."""
 
 
 class Tensor(Struct, frozen=True):
@@ -60,7 +61,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _packings(opened: Any, names: Collection[str], path: Path) -> dict[str, str]:
-    """How weights are packed, by their names, where the file says it. Reads the few bytes that say it."""
+    """How weights are packed, by their names, where the file records that. Reads only those few bytes of it."""
     try:
         layers = loads((opened.metadata() or {}).get(QUANTIZED, "{}").encode()).get("layers", {})
         for name in names:

@@ -28,7 +28,7 @@ class KeyTable(Struct, frozen=True):
 
 
 def key_table(*names: str) -> KeyTable:
-    """The tables `data/NAME.txt`, as one. Raises ValueError for a line that is no pair, or for a name that stands
+    """The tables `data/NAME.txt`, as one. Raises ValueError for a line that is no pair, or for a name that occurs
     twice."""
     pairs = [pair for name in names for pair in _pairs(_lines(f"{name}.txt"))]
     targets = dict(pairs)

@@ -17,7 +17,7 @@ from lane_worker.checkpoints.keys import KeyTable, key_table
 TOKENIZER_FOLDER: Final = (
     "google/umt5-xxl"  # below the published folder, as in t5_tokenizer of the Wan authors' configs
 )
-# Modules that diffusers keeps in float32 whatever dtype it is asked for (ADR 0021); a test compares them with its own.
+# Modules that diffusers keeps in float32 whatever dtype it is asked for (ADR 0021); a test checks the list.
 WAN_FLOAT32: Final = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
 
 
@@ -25,8 +25,8 @@ class Component(Struct, frozen=True, kw_only=True):
     """One part of a pipeline.
 
     *source* is a prefix of the keys of an all-in-one file, else a file or folder below the published folder. Parameters
-    are written as *dtype*; those below a module named in *float32* keep it where the source is wider than bfloat16. A
-    *shared* component is the base model's, and may be taken from that model's folder.
+    are written as *dtype*. Those below a module named in *float32* are written as float32 where bfloat16 cannot hold
+    every value of the source. A *shared* component is the base model's, and may be taken from that model's folder.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Component(Struct, frozen=True, kw_only=True):
 
 
 class Layout(Struct, frozen=True, kw_only=True):
-    """A published form of *model* and what becomes of it.
+    """A published form of *model*, and the diffusers folder that it becomes.
 
     *lent*: the shared components of an all-in-one file, as the base model publishes them.
     """

@@ -1,6 +1,6 @@
 """`warmlane models measure` and `warmlane models fit`: what an inference holds, and what a card can serve.
 
-Nothing here needs a card, and no file of the models is read but a prepared folder's headers.
+Nothing here needs a card. Of a model's files, only the headers in a prepared folder are read.
 """
 
 import json
@@ -93,9 +93,9 @@ def measure_command(
 ) -> None:
     """Count what an inference of MODEL holds on a card beside the weights.
 
-    The real classes run on tensors that have shapes and no memory: it takes seconds and neither weights nor a card.
-    Attention counts as the fused kernels of a card do it, without the matrix of all scores. What backends take beside
-    the tensors is not counted: activation_bytes, which is what the settings should say, has a margin for that.
+    The real classes run on tensors that have shapes and no memory: this takes seconds, and needs neither weights nor a
+    card. Attention counts as the fused kernels of a card compute it, without the matrix of all scores. What backends
+    take beside the tensors is not counted: activation_bytes, the figure for the settings, has a margin for that.
     """
     with _in_one_line():
         entry = _entry(settings, profile, model)

@@ -1,4 +1,4 @@
-"""From the tensors that were found to the shards that will be written, or to a refusal. Pure: no file is touched."""
+"""Turns the tensors that were found into the shards to write, or refuses them. Pure: touches no file."""
 
 import json
 import math
@@ -15,17 +15,17 @@ from lane_worker.checkpoints.layouts import Component, Layout
 # A shard is held in memory while it is written: this bounds the memory, and the work that an interruption loses.
 SHARD_BYTES: Final = 2_500_000_000
 WIDTH_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
-# How the key of a weight's scale ends, in ComfyUI's older and newer convention, and those of what is not needed for it:
-# scales of activations, and the words on how it is packed.
+# SCALES: how the key of a weight's scale ends, in ComfyUI's older and newer convention. BESIDE: the same for keys that
+# are not needed, scales of activations and the note on how a weight is packed.
 SCALES: Final = (".scale_weight", ".weight_scale")
 BESIDE: Final = (".scale_input", ".input_scale", QUANTIZED_LAYER)
 MARKER: Final = "scaled_fp8"
-# Packed weights that are a number times a scale. Others (int8 in blocks, fp4, rotated) are read by other rules.
+# Packed weights that are a number times a scale. Others (int8 in blocks, fp4, rotated) would need other rules.
 FP8: Final = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 PATCH: Final = "patch_embedding.weight"
 CLIP: Final = "img_emb.proj.1.weight"
 VACE_PATCH: Final = "vace_patch_embedding.weight"
-# Keys that only transformers of other models have. To name that model helps more than a list of unexpected keys.
+# Keys that only transformers of other models have. Naming that model helps more than a list of unexpected keys.
 MARKS: Final = {
     CLIP: "an image-to-video transformer of Wan 2.1 (it has a CLIP embedder)",
     "motion_encoder.dec.direction.weight": "a transformer of Wan Animate",
@@ -68,7 +68,7 @@ class Shard(Struct, frozen=True):
 def split_all_in_one(
     layout: Layout, tensors: Mapping[str, Tensor], where: str, *, lent: Container[str] = ()
 ) -> dict[str, dict[str, Tensor]]:
-    """The tensors of an all-in-one file, by component and by the name behind its prefix.
+    """The tensors of an all-in-one file, by component and by the name after its prefix.
 
     Raises CheckpointRefused where a component that is not *lent* is missing altogether, or a key belongs to none.
     """
@@ -108,10 +108,10 @@ def scaled(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor]
     """The weights of a component, and the scales by which some of them are multiplied, by the name of the weight.
 
     1. Left out: the marker of older files, scales of activations, and what `Tensor.packing` already says.
-    2. A scale belongs to one weight that is there, under one of two names, and is a float.
+    2. A scale belongs to one weight that is present, has one of two names, and is a float.
     3. It is one number, or one for each row of a matrix.
-    4. Where any fp8 matrix has a scale, or the marker is there, all must have one: otherwise one may have been lost.
-    5. What is packed is fp8 with a scale.
+    4. Where any weight has a scale, or the marker is there, every fp8 matrix must have one: otherwise one may be lost.
+    5. A packed weight is fp8 with a scale.
     Raises CheckpointRefused, naming the keys.
     """
 

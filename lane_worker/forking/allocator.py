@@ -1,7 +1,7 @@
 """How torch's allocator for cards has to be set up (FR-010), and whether it is. Imports no torch.
 
-`environment` is what a worker gives its fork server; `require` is what the fork server asks of its own environment
-before it imports torch. That torch took it, `lane_worker/pipelines/child.py` reads back from torch.
+A worker gives its fork server what `environment` returns. The fork server checks its own environment with `require`
+before it imports torch. `lane_worker/pipelines/allocation.py` then reads back from torch what torch took.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from typing import Final
 from contracts.fit import PINNED_ROUND_MAX_BYTES
 
 NAMES: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""What torch calls it now, and what it called it before: which of them wins is not the same for all settings."""
+"""torch's present and former name of the variable: which of them wins is not the same for all settings."""
 NVML_CHECK: Final = "PYTORCH_NVML_BASED_CUDA_CHECK"
 WANTED: Final = "expandable_segments:True"
 PINNED: Final = "pinned_max_round_threshold_mb"
-"""Beyond how many MiB torch no longer rounds a pinned block up to a power of two (`c10/core/AllocatorConfig.h`)."""
+"""Above how many MiB torch does not round a pinned block up to a power of two (`c10/core/AllocatorConfig.h`)."""
 PINNED_MB: Final = str(PINNED_ROUND_MAX_BYTES >> 20)
 
 
@@ -23,9 +23,9 @@ class AllocatorMisconfigured(Exception):
 
 
 def environment(base: Mapping[str, str]) -> dict[str, str]:
-    """The allocator's variables, with what *base* asks for beside `expandable_segments:True` and the limit of rounding.
+    """The allocator's variables: `expandable_segments:True`, the limit of rounding, and what else *base* asks for.
 
-    Raises AllocatorMisconfigured where *base* forbids that, or says two things at once.
+    Raises AllocatorMisconfigured where *base* forbids one of the two, or contradicts itself.
     """
     given = {name: base[name] for name in NAMES if base.get(name)}
     if len(set(given.values())) > 1:
@@ -52,7 +52,7 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
         raise AllocatorMisconfigured(
             f"{' and '.join(given)} has {PINNED}:{rounding}: remove it, Warmlane counts pinned memory with {PINNED_MB}"
         )
-    # asking for CUDA must not start it: it would not survive the fork
+    # asking whether CUDA is there must not start it: it would not survive the fork
     return dict.fromkeys(NAMES, text) | {NVML_CHECK: "1"}
 
 

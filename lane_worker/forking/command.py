@@ -19,10 +19,11 @@ def command(socket: Path) -> None:
     """Import torch once for all workers of this machine that are given WARMLANE_FORK_SERVER=SOCKET.
 
     They start in a second instead of six, and share the memory of the libraries. SOCKET appears when torch is imported;
-    workers that are started before wait for it. Each worker still has a fork server and a pipeline host of its own,
+    workers that start earlier wait for it. Each worker still has a fork server and a pipeline host of its own,
     which outlive this process. A worker that finds nobody at SOCKET imports torch itself.
 
-    `warmlane up` starts one by itself, unless WARMLANE_FORK_SERVER is set; empty, every worker imports torch itself.
+    `warmlane up` starts one by itself, unless WARMLANE_FORK_SERVER is set. Where that is set and empty, every worker
+    imports torch itself.
     """
     socket = socket.absolute()
     if not socket.parent.is_dir():

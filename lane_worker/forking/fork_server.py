@@ -23,10 +23,10 @@ from ops.machine.visible_cards import VISIBLE
 from ops.nats.access import environment_for
 
 FORK_SERVER: Final = (sys.executable, "-m", "lane_worker.pipelines.forkserver")
-# A process that has closed its socket is gone within it.
+# A process that has closed its socket is gone within this time.
 END_S: Final = 1.0
 SHARED_ANSWERS_S: Final = 5.0
-# All workers of a machine wait this long for a shared fork server that imports torch; then each imports it itself.
+# A worker waits this long for a shared fork server that still imports torch, and then imports torch itself.
 SHARED_IMPORTS_S: Final = 60.0
 
 log = structlog.get_logger("host")
@@ -80,9 +80,9 @@ class ForkServer:
         log.info("fork_server_started", pid=self._process.pid, allocator=environment[allocator.NAMES[0]])
 
     async def _start_shared(self, path: str) -> bool:
-        """Whether the shared fork server at *path* forked one for this worker. What is wrong with it is logged.
+        """Whether the shared fork server at *path* forked one for this worker. Logs what is wrong with it.
 
-        One that still imports torch is waited for: that is sooner there than a second import beside it would be.
+        The worker waits for a server that still imports torch: a second import beside it would take longer.
         """
         control = socket.socket(socket.AF_UNIX)
         control.setblocking(False)
@@ -104,7 +104,8 @@ class ForkServer:
         return True
 
     async def fork(self, request: Fork, pipe: socket.socket, exit_writer: socket.socket) -> int:
-        """The pid of a new pipeline host that has *pipe*; what it ends with (`EXIT_CODE`) is written to *exit_writer*.
+        """The pid of a new pipeline host that has *pipe*. The server writes to *exit_writer* what the host ends with
+        (`EXIT_CODE`).
 
         Raises HostLost when the server has died, AllocatorMisconfigured where it must not even start.
         """
@@ -125,7 +126,7 @@ class ForkServer:
                 raise
 
     async def _how_it_ended(self) -> str:
-        """What an operator should know of its end. Who adopted it learns nothing of that."""
+        """What an operator should know of its end. A worker that adopted it cannot learn how it ended."""
         if isinstance(self._process, asyncio.subprocess.Process):
             with contextlib.suppress(TimeoutError):  # it lives, and answered nonsense
                 async with asyncio.timeout(END_S):
@@ -159,7 +160,7 @@ async def _connect(control: socket.socket, path: Path) -> float:
         with contextlib.suppress(FileNotFoundError):
             await loop.sock_connect(control, str(importing(path)))
             return SHARED_IMPORTS_S
-        await loop.sock_connect(control, str(path))  # between the two looks it was ready
+        await loop.sock_connect(control, str(path))  # it became ready between the two looks
         return SHARED_ANSWERS_S
 
 
@@ -191,16 +192,16 @@ def host_environment(base: Mapping[str, str]) -> dict[str, str]:
     Raises AllocatorMisconfigured where *base* asks for another allocator (FR-010).
     """
     inherited = without_secrets(environment_for(None, base))
-    # An instance in it (MIG-…) would have torch start CUDA at its import, since it cannot count those without, and no
-    # fork of the process could use it then. Each host sets it to its own slot.
+    # With a MIG instance in it (MIG-…), torch would start CUDA at its import, since it cannot count instances without
+    # CUDA. No fork of the process could use CUDA then. Each host sets the variable to its own slot.
     inherited.pop(VISIBLE, None)
     return {
         # Without it MKL's rounding may depend on where in memory a tensor lies: one seed then made two videos on a CPU.
         "MKL_CBWR": "AUTO",
-        # whoever takes over the process that decodes what clients send must not find a password there
+        # an attacker who takes over the process that decodes what clients send must not find a password there
         **inherited,
         **allocator.environment(base),
-        # nothing is downloaded, and the libraries say nothing: a warning may quote a prompt
+        # the libraries download nothing and log no warnings: a warning may quote a prompt
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "DIFFUSERS_VERBOSITY": "error",

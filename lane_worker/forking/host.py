@@ -62,7 +62,7 @@ class Host:
         worker: str = "",
     ) -> None:
         """*step_seconds* slows each step down, and *load_seconds* each load, to imitate a real card. Without
-        *fork_server* it has one of its own.
+        *fork_server* the host has one of its own.
 
         *worker* is the name that the slot's note shows. When a card runs out of memory, a snapshot goes into *oom_dir*;
         the newest *oom_snapshots* are kept there.
@@ -103,11 +103,11 @@ class Host:
     async def start(self, *, term: int = 0, rehearse: tuple[Checkpoint, ...] = ()) -> Ready:
         """Start the child and take the slot's lock. Any earlier child of this host is killed first.
 
-        So is the child of a degraded worker's earlier leadership than *term*, which may hold the slot for ever: its
-        worker was stopped or cut off (design §7). `Ready.unfinished` names the task that the lock's last holder left
-        undone. When it is ready it has loaded, run and released a tiny pipeline for each of *rehearse* (ADR 0029), or
-        `Ready.rehearsed` says why not. Raises SlotTaken after *lock_wait_s*, HostLost, and AllocatorMisconfigured,
-        after which no other start will do better.
+        A degraded worker's child of an earlier leadership than *term* is killed too. It may hold the slot for ever,
+        since its worker was stopped or cut off (design §7). `Ready.unfinished` names the task that the lock's last
+        holder left undone. A child that is ready has loaded, run and released a tiny pipeline for each of *rehearse*
+        (ADR 0029), or `Ready.rehearsed` says why not. Raises SlotTaken after *lock_wait_s*, HostLost, and
+        AllocatorMisconfigured, after which no other start will do better.
         """
         await self.kill()
         self._timeouts = None
@@ -151,7 +151,7 @@ class Host:
     async def unload(self) -> Unloaded:
         """Drop the pipeline; the child lives on, empty but for what `Unloaded.alive` names. Raises HostLost.
 
-        That the memory is free is for a probe to say, not for the child.
+        A probe decides whether the memory is free, not the child.
         """
         child = self._running()
         child.send(Unload())
@@ -172,10 +172,10 @@ class Host:
     async def generate(self, request: Generate, on_progress: Callable[[StepFinished], None]) -> Outcome:
         """Run one inference to its end, whatever that is. *on_progress* is called for step 0 and for every step.
 
-        The limits are `timeouts.step_s` between two signs of progress and `timeouts.total_s` in all; each is followed
-        by a cancel, one `step_s` of grace, and SIGKILL. After a `cancel` the child has the same grace. After `Lost`, a
-        fatal `Failed`, and a `TimedOut` without memory the child is gone (`pid` is None). So it is when this coroutine
-        is cancelled or *on_progress* raises.
+        The limits are `timeouts.step_s` between two signs of progress and `timeouts.total_s` in all. A child that
+        exceeds one gets a cancel, one `step_s` of grace, and SIGKILL. After a `cancel` it has the same grace. The child
+        is gone (`pid` is None) after `Lost`, a fatal `Failed`, and a `TimedOut` without memory. It is also gone when
+        this coroutine is cancelled or *on_progress* raises.
         Raises HostLost only when no child with a model runs at the start, or when one survives SIGKILL.
         """
         child, timeouts = self._running(), self._timeouts

@@ -38,7 +38,7 @@ log = structlog.get_logger("host")
 class HostChild:
     """A running child and our end of its pipe. It is `gone` when the process has ended, and its memory with it.
 
-    The log says what it died of, unless it was to end: nobody may be waiting for a message of it.
+    The log says how a child died, unless the worker ended it: no caller may be waiting for a message from it.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class HostChild:
 
     @classmethod
     async def connect(cls, pid: int, pipe: socket.socket, exit_reader: socket.socket) -> Self:
-        """Its fork server says on *exit_reader* what it ended with."""
+        """The fork server of *pid* reports on *exit_reader* what it ended with."""
         return cls(pid, *await asyncio.open_connection(sock=pipe), exit_reader)
 
     @property
@@ -81,7 +81,8 @@ class HostChild:
         return message
 
     async def answer(self, limit_s: float, complaint: str, overrun: type[HostLost] = HostLost) -> FromChild:
-        """The next message. Raises HostLost, and *overrun* where it *complaint* within *limit_s*; it is killed then."""
+        """The next message. Raises HostLost. Where none comes within *limit_s*, kills the child and raises *overrun*,
+        whose text says that the child *complaint*."""
         try:
             async with asyncio.timeout(limit_s):
                 return await self.next_message()
@@ -93,7 +94,7 @@ class HostChild:
             raise
 
     async def nonsense(self, message: FromChild) -> HostLost:
-        """Kills the child for *message*, which nobody asked for; what to raise then."""
+        """Kills the child for *message*, which nobody asked for. Returns the error to raise."""
         await self.kill()
         return HostLost(f"the pipeline host sent an unexpected {type(message).__name__} and was killed")
 
@@ -123,7 +124,8 @@ class HostChild:
         except (asyncio.IncompleteReadError, OSError):
             pass  # the usual end of the pipe
         finally:
-            # A child without a pipe is of no use. And its pipe may close before its card does: only its end counts.
+            # A child without a pipe is of no use. Its pipe may close before it lets go of its card: only the end of the
+            # process counts.
             self._sigkill()
             await self._ended
             self.gone.set()

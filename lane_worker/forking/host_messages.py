@@ -19,17 +19,17 @@ MAX_MESSAGE_BYTES: Final = 1 << 20
 LENGTH: Final = struct.Struct(">I")
 PID: Final = struct.Struct(">q")
 EXIT_CODE: Final = struct.Struct(">i")
-"""What a host ended with, as its fork server tells it: an exit status, or a signal's number, negative."""
+"""What a host ended with, as its fork server reports it: an exit status, or a signal's number, negative."""
 Role = Literal["lane", "degraded"]
 
 
 class Fork(Struct, frozen=True, tag="fork"):
-    """To the fork server, together with the child's end of the pipe, and a socket on which it tells what the child
-    ended with (`EXIT_CODE`); answered with the child's pid (`PID`).
+    """To the fork server, which answers with the child's pid (`PID`). It comes with the child's end of the pipe, and
+    with a socket on which the fork server reports what the child ended with (`EXIT_CODE`).
 
-    *role* and *term* go into the slot's note: they decide who may put this child aside (`slot.may_take_over`).
-    *oom_snapshots* is how many snapshots of memory are kept in *oom_dir* after it ran out; with 0 none is made.
-    *rehearse* is what the child loads, runs and releases in tiny before it is ready.
+    *role* and *term* go into the slot's note: they decide which leader may kill this child (`slot.may_take_over`).
+    *oom_snapshots* is how many snapshots of memory that ran out are kept in *oom_dir*; with 0 none is made. The child
+    loads, runs and releases a tiny pipeline for each of *rehearse* before it is ready.
     """
 
     slot: str
@@ -62,7 +62,8 @@ class Unload(Struct, frozen=True, tag="unload"):
 
 
 class Generate(Struct, frozen=True, tag="generate"):
-    """Run one inference and write an MP4 to *video_path*; answered by `StepFinished`…, then one of the four ends.
+    """Run one inference and write an MP4 to *video_path*; answered by `StepFinished`…, then `Finished`,
+    `Cancelled` or `Failed`.
 
     *attempt* 0 is a warm-up: `Load.step_seconds` does not slow it down.
     """
@@ -183,9 +184,9 @@ class Cancelled(Struct, frozen=True, tag="cancelled"):
 class Failed(Struct, frozen=True, tag="failed"):
     """A load (*task_id* None) or an inference failed; memory is cleaned where that was possible.
 
-    *fatal*: the process cannot be trusted any more (a CUDA error), the parent kills it. *snapshot* is the file that was
-    written because memory ran out, if any. In the place of `Ready` it says why the child does not serve, and *lasting*
-    that no other one would. In the place of `Unloaded` it says what ended the child.
+    *fatal*: the process cannot be trusted any more (a CUDA error), so the parent kills it. *snapshot* is the file that
+    was written because memory ran out, if any. Sent in place of `Ready`, it says why the child does not serve;
+    *lasting* means that no other child would. Sent in place of `Unloaded`, it says what ended the child.
     """
 
     task_id: str | None
@@ -209,10 +210,10 @@ FromChild = Ready | SlotBusy | Loaded | Unloaded | StepFinished | Finished | Can
 class SlotNote(Struct, frozen=True):
     """Content of a slot's lock file: who holds the slot, what is resident, and which task runs.
 
-    *worker* and *host* name the worker and its machine or container, to people; empty in a note of an earlier version.
-    *pid* and *started* (clock ticks since boot; None where the system does not say) name one process for ever.
-    *term* is the leadership that the process was started under, 0 in a lane. The next holder finds a task here that
-    was never finished with, and writes its memory line (FR-008, FR-009).
+    *worker* and *host* name the worker and its machine or container, for people; empty in a note of an earlier version.
+    *pid* and *started* (clock ticks since boot; None where the system does not say) identify one process for ever.
+    *term* is the leadership that the process was started under, 0 in a lane. Where a holder ends in the middle of a
+    task, the next one finds the task here and writes its memory line (FR-008, FR-009).
     """
 
     pid: int
@@ -260,7 +261,7 @@ def body_length(head: bytes) -> int:
 
 
 def encode_fork(request: Fork) -> bytes:
-    """*request* as it travels to the fork server, whole: no length stands before it."""
+    """*request* as it travels to the fork server, whole: no length comes before it."""
     return _ENCODER.encode(request)
 
 

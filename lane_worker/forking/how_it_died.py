@@ -1,5 +1,5 @@
-"""What can be known of the end of a pipeline host, which is no child of its worker: its fork server tells what it ended
-with, and the kernel counts what it killed in this container because memory ran out."""
+"""How a pipeline host died. It is no child of its worker: its fork server reports what it ended with, and the kernel
+counts the processes that it killed in this container because memory ran out."""
 
 import asyncio
 import signal
@@ -11,20 +11,20 @@ from typing import Final
 from lane_worker.forking.host_messages import EXIT_CODE
 from ops.machine.cgroup import memory_limit_bytes, oom_kills
 
-# The fork server hears of the end when the kernel does; one that is frozen or gone must not hold anything up.
+# The fork server learns of the end at once. One that is frozen or gone must not hold the worker up.
 REPORTED_S: Final = 1.0
 
 
 class KillsForMemory:
     """Whether the kernel killed a process of this container for memory since a host was last known to live.
 
-    What it killed before that was another process: a host of an earlier start, or one beside. The counter is read when
-    a ping is sent, and counts from the pong on: a host that answers a ping has lived after that reading, whatever came
-    between its answer and the moment at which that is read here.
+    A process that it killed before that was another one: a host of an earlier start, or one beside. The counter is read
+    when a ping is sent, and that reading becomes the baseline when the pong is read. A host that answers a ping was
+    alive after that reading, however late its pong is read.
     """
 
     def __init__(self, read: Callable[[], int | None] = oom_kills) -> None:
-        """*read* is the counter of this container; None where the kernel does not say."""
+        """*read* returns the counter of this container; None where the kernel does not report it."""
         self._read = read
         self._before = read()
         self._asked: tuple[int, int | None] | None = None
@@ -40,14 +40,15 @@ class KillsForMemory:
             self._before, self._asked = self._asked[1], None
 
     def seen(self) -> bool:
-        """Whether there was one; False where the kernel does not say."""
+        """Whether there was such a kill; False where the kernel does not report them."""
         now = self._read()
         return self._before is not None and now is not None and now > self._before
 
 
 async def reported_exit_code(exit_reader: socket.socket) -> int | None:
-    """What the host ended with, as its fork server says on *exit_reader*: its exit status, or the number of the signal
-    that ended it, negative. None where the fork server says nothing, as one that is gone. Bounded by REPORTED_S."""
+    """What the host ended with, as its fork server reports on *exit_reader*: its exit status, or the number of the
+    signal that ended it, negative. None where the fork server reports nothing, such as one that is gone. Bounded by
+    REPORTED_S."""
     try:
         async with asyncio.timeout(REPORTED_S):
             (code,) = EXIT_CODE.unpack(await asyncio.get_running_loop().sock_recv(exit_reader, EXIT_CODE.size))
@@ -57,8 +58,8 @@ async def reported_exit_code(exit_reader: socket.socket) -> int | None:
 
 
 def how_it_died(exit_code: int | None, *, short_of_memory: bool) -> str:
-    """For people, of a host that ended with *exit_code* (None: nobody knows), where the kernel meanwhile killed a
-    process of this container because it was *short_of_memory*."""
+    """How a host that ended with *exit_code* (None: unknown) died, for people. *short_of_memory*: the kernel meanwhile
+    killed a process of this container because memory ran out."""
     if short_of_memory and exit_code in (None, -signal.SIGKILL):
         return f"the pipeline host was killed by the kernel (signal 9, SIGKILL): {_what_ran_out(memory_limit_bytes())}"
     if exit_code is None:

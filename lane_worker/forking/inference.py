@@ -73,9 +73,9 @@ class Inference:
         return outcome
 
     async def _out_of_time(self, cancelled_at_s: float | None) -> Outcome | None:
-        """What the inference ends as, now that a deadline has passed; None where the child still has its grace.
+        """The inference's outcome, now that a deadline has passed; None where the child still has its grace.
 
-        *cancelled_at_s* is when the cancel came that set the deadline, if one did.
+        *cancelled_at_s* is when the cancel came that set the deadline; None where no cancel set it.
         """
         step_s = self._timeouts.step_s
         if self._overrun is not None:
@@ -85,7 +85,7 @@ class Inference:
             await self._child.kill()
             return Lost(self.task_id, f"it ignored its cancel for {step_s:g} s and was killed")
         if self._cancelled_at_s is not None:
-            return None  # while we waited: its grace is not over
+            return None  # a cancel came while we waited: its grace is not over
         if self._total_at_s <= self._step_at_s:
             self._overrun = TimedOut(self.task_id, "total_s", self._timeouts.total_s, None)
         else:
@@ -95,7 +95,7 @@ class Inference:
         return None
 
     async def _received(self, message: FromChild) -> Outcome | None:
-        """What *message* ends the inference with; None where it goes on."""
+        """The outcome that *message* brings; None where the inference goes on."""
         match message:
             case StepFinished(task_id) if task_id == self.task_id:
                 if self._overrun is None:
@@ -112,7 +112,7 @@ class Inference:
 
 
 def log_snapshot(failure: Failed, what: str) -> None:
-    """Logs where the snapshot of memory lies that *failure*, of *what*, left; nothing where it left none."""
+    """Logs the path of the memory snapshot that *failure*, of *what*, left, if it left one."""
     if failure.snapshot:
         log.warning(
             "oom_snapshot", of=what, path=failure.snapshot, hint="docs/models/gpu-memory.md says how to read it"
@@ -120,7 +120,7 @@ def log_snapshot(failure: Failed, what: str) -> None:
 
 
 def _remove_video(path: Path) -> None:
-    # what an encoder left that was cut off; and a video that was finished but never reported
+    # what an interrupted encoder left, and a video that was finished but never reported
     for leftover in (path, path.with_name(path.name + ".part")):
         with contextlib.suppress(OSError):
             leftover.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How what is asked of a pipeline host can end: the errors, and the ends of an inference."""
+"""How a request to a pipeline host can end: the errors, and the outcomes of an inference."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ from lane_worker.forking.host_messages import Cancelled, Failed, Finished, SlotN
 class HostLost(Exception):
     """The pipeline host is gone (or was killed for a reason that the text gives). It can be started again.
 
-    *receipt* is of the swap that it was part of, if any, as far as that came.
+    *receipt* is that of the swap during which it was lost, if any, as far as the swap came.
     """
 
     receipt: SwapReceipt | None = None
@@ -33,7 +33,7 @@ class SlotTaken(Exception):
 class LoadFailed(Exception):
     """The model cannot be loaded. The host lives on, empty, unless `failure.fatal`.
 
-    *receipt* is of the swap that it was part of, as far as that came; None where the load was refused before.
+    *receipt* is that of the swap, as far as the swap came; None where the load was refused before it.
     """
 
     receipt: SwapReceipt | None = None

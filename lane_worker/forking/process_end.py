@@ -1,4 +1,4 @@
-"""The end of a process that may be nobody's child here, held by a descriptor: its pid alone may be another's by now."""
+"""The end of a process that need not be our child. A descriptor identifies it: its pid may be another's by now."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ def process_end(pid: int) -> asyncio.Future[None]:
     try:
         descriptor = os.pidfd_open(pid)
     except (AttributeError, OSError):
-        # It has ended already; or this is macOS, or a kernel before 5.3, where the end of the pipe has to do.
+        # It has ended already; or this is macOS, or a kernel before 5.3, where the end of the pipe has to serve.
         ended.set_result(None)
         return ended
 
@@ -40,7 +40,7 @@ def kill_noted(noted: SlotNote) -> None:
     except (AttributeError, OSError):  # it has ended; or this system cannot distinguish processes that had one pid
         return
     try:
-        # looked up after the descriptor was opened, so that it is of the very process that is killed
+        # read after the descriptor was opened, so that it is the start of the very process that is killed
         if noted.started is not None and process_start(noted.pid) == noted.started and not _has_ended(descriptor):
             log.warning("pipeline_host_put_aside", pid=noted.pid, term=noted.term)
             signal.pidfd_send_signal(descriptor, signal.SIGKILL)
@@ -51,7 +51,7 @@ def kill_noted(noted: SlotNote) -> None:
 
 
 def _has_ended(descriptor: int) -> bool:
-    """Whether the process of *descriptor* has ended. The kernel still shows it, until its parent asks how."""
+    """Whether the process of *descriptor* has ended. The kernel still shows it, until its parent reaps it."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))

@@ -4,7 +4,7 @@ The pipeline host child takes it before CUDA starts and holds it until it exits,
 even NATS, decides who may use the card. The file's content, a `SlotNote`, says who holds it, for which leadership,
 and which task it runs.
 
-No `filelock`: the descriptor is kept while the file is made anew beneath it (`keep`), in any thread.
+`filelock` does not do here: `keep` makes the file anew, in any thread, and holds the old descriptor until then.
 """
 
 import fcntl
@@ -53,8 +53,8 @@ def read_note(path: Path) -> SlotNote | None:
 def may_take_over(holder: SlotNote, *, term: int) -> bool:
     """Whether the leader of *term* may kill the pipeline host *holder* to get its slot (design §7). Pure.
 
-    Only a degraded worker's, and only one of an earlier leadership: its worker leads no more, and may be stopped or
-    cut off, so that nobody else ends it. A lane's never.
+    It may kill only a degraded worker's host of an earlier leadership: that worker leads no more, and may be stopped or
+    cut off, so that nobody else ends its host. It may never kill a lane's host.
     """
     return holder.role == "degraded" and holder.term < term
 
@@ -73,7 +73,7 @@ class SlotLock:
     """A held slot, until the process ends.
 
     There is no release: a card's memory is free only when its process is gone, and the kernel drops the lock then.
-    The file stays, since a removed one could be locked a second time; `keep` sees to that.
+    The file stays, since another process could make and lock one in its place; `keep` sees to that.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class SlotLock:
             self._put()
 
     def _put(self) -> None:
-        # One write, and readers stop at the newline: whoever is killed in between leaves the old note or the new one.
+        # One write, and readers stop at the newline: a process killed in between leaves the old note or the new one.
         os.pwrite(self._descriptor, self._line, 0)
         os.ftruncate(self._descriptor, len(self._line))
 
@@ -161,7 +161,7 @@ def _try_lock(path: Path) -> int | None:
             raise
         if _is_at(path, descriptor):
             return descriptor
-        os.close(descriptor)  # it was removed in between: what is locked is no lock any more
+        os.close(descriptor)  # the file was removed in between: locking it keeps nobody off the slot
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

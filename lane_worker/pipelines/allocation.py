@@ -17,7 +17,7 @@ def check_allocator(device: str) -> None:
     """
     try:
         taken = str(torch._C._accelerator_getAllocatorSettings())
-    except ValueError as error:  # torch parses the text when somebody first asks for it
+    except ValueError as error:  # torch parses the text when it is first asked for
         setting = f"{NAMES[0]}={os.environ.get(NAMES[0])}"
         raise AllocatorMisconfigured(
             f"torch does not understand {setting}: {str(error).rstrip('.')}. Warmlane needs {WANTED} there"
@@ -29,7 +29,8 @@ def check_allocator(device: str) -> None:
 
 
 def require_expandable(settings: Mapping[str, Any]) -> None:
-    """Raises AllocatorMisconfigured where the CUDA allocator says, in a snapshot's *settings*, that they are off."""
+    """Raises AllocatorMisconfigured where the CUDA allocator says, in a snapshot's *settings*, that expandable
+    segments are off."""
     if settings.get("expandable_segments") is False:
         raise AllocatorMisconfigured(
             f"expandable segments are off although {WANTED} was asked for: this driver or platform has none"

@@ -142,7 +142,7 @@ class _Child:
         if objection is not None:
             self._send(Failed(None, "inference_failed", objection, _NOT_READ, fatal=True, lasting=True))
             return
-        # the slot is this process's, and so is a folder of its name
+        # this process holds the slot, and with it the folder of the slot's name
         place = Path(request.lock_dir, f"{request.slot}.rehearsal")
         rehearsed = rehearse(request.rehearse, place, self._device) if request.rehearse else None
         if self._device == "cuda":
@@ -203,7 +203,7 @@ class _Child:
             case Load() | Unload():
                 self._work.put(message)
             case Exit():
-                with self._sending:  # not between an answer and the note that the task is over
+                with self._sending:  # so not between an answer and the note that the task is over
                     os._exit(0)
 
     def _send(self, message: FromChild) -> None:
@@ -268,8 +268,8 @@ class _Child:
             self._job = None
 
     def _cleaned(self, *, is_broken: bool, heap_kept_bytes: int = 0) -> MemoryReading:
-        """The reading after cleanup. A broken device is not asked again. One that breaks here ends the process, after
-        the answer that is due, whatever that says."""
+        """The reading after cleanup. A broken device is not asked again. Where the device breaks here, the process ends
+        after the answer that is due, whatever that answer says."""
         if not is_broken:
             try:
                 return clean(self._device, heap_kept_bytes=heap_kept_bytes)
@@ -279,7 +279,7 @@ class _Child:
         return clean("cpu", heap_kept_bytes=heap_kept_bytes)
 
     def _attempt(self, job: _Job) -> Finished | Cancelled | Failed:
-        """Run *job* to its end, which lacks only the memory reading; everything it made is dropped on return."""
+        """Run *job*; the answer lacks only the memory reading. On return everything that the job made is dropped."""
         task_id = job.request.task_id
         try:
             return self._make_video(job)
@@ -312,7 +312,7 @@ class _Child:
                 Path(request.image_path), parameters.image, width=parameters.width, height=parameters.height
             )
         elif not self._invents_images and needs_image(self._pipeline):
-            # the gateway asks for one; a task that came another way is not given a picture of our making
+            # the gateway requires one; a task that came another way gets no picture of our making
             raise BadInput("this model turns an image into a video; send the request again with an image")
         self._send(StepFinished(task_id, 0, parameters.steps, time.time()))
         started_s = time.perf_counter()
@@ -321,7 +321,7 @@ class _Child:
         if job.cancelled.is_set():
             raise TaskCancelled
         video = write_video(frames, Path(request.video_path), fps=parameters.fps)
-        with contextlib.suppress(Exception):  # a video without a thumbnail is one all the same
+        with contextlib.suppress(Exception):  # a video without a thumbnail counts all the same
             video = msgspec.structs.replace(video, thumbnail=thumbnail_of(frames))
         return Finished(
             task_id=task_id,
@@ -333,7 +333,7 @@ class _Child:
 
 
 def _print(error: BaseException) -> None:
-    """Writes *error* into the worker's log, without the errors before it: those are a pipeline's, and may quote a
+    """Writes *error* into the worker's log, without the errors that led to it: those are a pipeline's, and may quote a
     prompt. Where the log is on a full disk, the line is lost and the worker still gets its answer.
     """
     text = "".join(traceback.format_exception(error, chain=False))

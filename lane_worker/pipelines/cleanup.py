@@ -33,8 +33,8 @@ CUDA_FIGURES: Final = {
 _HELD: Final = ("RssAnon", "RssFile")
 _peak_is_of_now = False
 
-# A warm pipeline keeps this much of the heap free between two tasks. The next task takes it at once; to fault it in
-# again costs a tiny pipeline a tenth of its time (docs/benchmarks/notes.md). Anything larger goes back to the system.
+# A warm pipeline keeps up to this much of the heap free between two tasks. The next task takes it at once; faulting it
+# in again costs a tiny pipeline a tenth of its time (docs/benchmarks/notes.md). More than this goes back to the system.
 HEAP_KEPT_BYTES: Final = 64_000_000
 
 
@@ -61,7 +61,7 @@ class _Mallinfo2(ctypes.Structure):
 def clean(device: str, *, heap_kept_bytes: int = 0) -> MemoryReading:
     """Collect garbage, empty the device's cache, give freed memory back to the system; then read what is left.
 
-    The caller has dropped its own references before. Up to *heap_kept_bytes* may stay free in the heap.
+    The caller must have dropped its own references. Up to *heap_kept_bytes* may stay free in the heap.
     """
     started_s = time.perf_counter()
     gc.collect()
@@ -117,7 +117,7 @@ class Watched:
         for name, component in pipeline.components.items():
             self._watch(name, component)
             if isinstance(component, torch.nn.Module):
-                # and their memory: one kept tensor, or a view of it, pins it without the module
+                # watch their memory too: one kept tensor, or a view of it, pins memory without the module
                 for tensor in (*component.parameters(), *component.buffers()):
                     self._gone.append((name, StorageWeakRef(tensor.untyped_storage()).expired))
 

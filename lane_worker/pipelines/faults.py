@@ -1,7 +1,8 @@
 """What an exception means for the task and for the process: a code, a text without input, and whether it is fatal.
 
 `TABLE` lists the texts and types by which torch, CUDA's libraries and Python report a failure, each row with its
-source. A failure that no row names counts as the task's own; several of those in succession renew the host (ADR 0026).
+source. A failure that no row names counts as the task's own; after several of those in a row the worker renews the host
+(ADR 0026).
 """
 
 import re
@@ -18,17 +19,17 @@ from lane_worker.pipelines.video import VideoNotWritten
 
 Verdict = Literal["out_of_memory", "out_of_memory_and_fatal", "fatal", "harmless"]
 """*fatal*: the process can no longer be trusted, and is replaced. Memory that ran out in torch's own allocator, or in
-Python, leaves the process as it was. Where it cut off a call of a library or the driver, the state is unknown."""
+Python, leaves the process as it was. Where it cut off a call into a library or the driver, the state is unknown."""
 
 
 class FaultRow(Struct, frozen=True):
-    """Exceptions whose class, or one above it, is called one of *types*, with the pattern *text* in their message."""
+    """Exceptions whose class, or a base class of it, is named in *types*, and whose message has the pattern *text*."""
 
     name: str
     verdict: Verdict
     text: str
     source: str
-    types: tuple[str, ...] = ("RuntimeError",)  # no others, where a text counts: those of Python may quote a prompt
+    types: tuple[str, ...] = ("RuntimeError",)  # no wider: the text of one of Python's may be a prompt's
 
     def is_of(self, error: BaseException) -> bool:
         """Whether *error* is one of these."""
@@ -37,8 +38,8 @@ class FaultRow(Struct, frozen=True):
 
 
 # The first row that fits counts. "driver_types.h" is NVIDIA's, "Data types used by CUDA Runtime", of CUDA 13; torch's
-# files are of 2.13. `tests/kit/fault_texts.py` has the texts in full, and `tests/e2e/test_faults.py` holds them to the
-# libraries that are installed.
+# files are of 2.13. `tests/kit/fault_texts.py` has the texts in full, and `tests/e2e/test_faults.py` checks them
+# against the libraries that are installed.
 TABLE: Final = (
     # memory ran out
     FaultRow(

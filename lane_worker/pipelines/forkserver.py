@@ -1,7 +1,7 @@
 """The fork server of a worker: `python -m lane_worker.pipelines.forkserver FD`, started by `forking/fork_server.py`.
 
 With the path of a Unix socket in place of FD it is the one that the workers of a machine share (`warmlane fork-server`,
-ADR 0018): it forks a fork server for each worker that connects, and that one serves the worker as if it were its own.
+ADR 0018). It then forks a fork server for each worker that connects, and that fork serves the one worker alone.
 
 It imports torch and diffusers once and forks a pipeline host for each request that comes over the socket FD, in
 milliseconds instead of the seconds those imports take. It holds no pipeline and no card itself, runs no tensor
@@ -44,7 +44,7 @@ def main() -> None:
     control = socket.socket(fileno=int(place)) if place.isdecimal() else None
     listener = listen(Path(place)) if control is None else None
     faulthandler.enable()
-    gc.disable()  # what the imports make stays: to search it for garbage again and again costs a sixth of their time
+    gc.disable()  # what the imports make stays: searching it for garbage again and again costs a sixth of their time
     lock_progress_bars_in_process()
     from lane_worker.pipelines import child  # noqa: F401  # takes seconds, so Ctrl-C is ignored before
     from lane_worker.pipelines.preload import preload
@@ -74,7 +74,7 @@ def lock_progress_bars_in_process() -> None:
 
 
 class _Hosts:
-    """The hosts that this process forks: each is reaped as soon as it ends, and its worker told what it ended with."""
+    """The hosts that this process forks. It reaps each one that ends, and reports to its worker what it ended with."""
 
     def __init__(self) -> None:
         self._exit_writers: dict[int, int] = {}
@@ -99,7 +99,7 @@ class _Hosts:
             self._exit_writers[pid] = descriptor
 
     def leave(self) -> None:
-        """In a host, which is none of its parent's business from now on."""
+        """Called in a new host: drops what only its parent needs to watch hosts."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in (self._woken, self._wakes, *self._exit_writers.values()):
@@ -119,7 +119,7 @@ class _Hosts:
 
 
 def _serve(control: socket.socket) -> None:
-    """Forks a pipeline host for each request of the worker at the other end, until that is gone."""
+    """Forks a pipeline host for each request of the worker at the other end, until the worker is gone."""
     from lane_worker.pipelines.child import child_main
 
     hosts = _Hosts()
@@ -165,7 +165,7 @@ def _adopt(control: socket.socket) -> None:
 
 
 def _leave() -> NoReturn:
-    """Ends this process at once: to take down all that was imported would take a third of a second of a core."""
+    """Ends this process at once: tearing down all that was imported would take a third of a second of a core."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -19,7 +19,7 @@ FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP"
 
 
 class BadInput(Exception):
-    """The image cannot be used. The text says why, without a byte of it."""
+    """The image cannot be used. The text says why, without a byte of the image."""
 
 
 def read_image(path: Path, reference: ImageReference, *, width: int, height: int) -> Image.Image:
@@ -34,11 +34,11 @@ def read_image(path: Path, reference: ImageReference, *, width: int, height: int
 
 
 def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
-    """*image* as the first frame of a video of *width* x *height*, as its authors do it (ADR 0022): scaled with a
+    """*image* as the first frame of a video of *width* x *height*, as Wan's authors make it (ADR 0022): scaled with a
     bicubic filter until it covers the frame, and cropped at its centre.
 
-    Where less than a grid step would stick out in both directions, nothing is cropped: this is a size that the authors
-    would choose for the image, and they let it be stretched by what they rounded away.
+    Where less than a grid step would stick out in both directions, nothing is cropped. The authors would choose such a
+    size for the image, and stretch the image by what they rounded away.
     """
     across, down = width / image.width, height / image.height
     scale = max(across, down)

@@ -1,7 +1,7 @@
 """Counts the bytes of live tensors while code runs on the meta device, where tensors have shapes and no memory.
 
-What is counted is what the code itself holds: each storage from the call that makes it until the last tensor on it is
-gone. Not counted is what a backend takes beside it: workspaces, rounding, and its own cache.
+It counts what the code itself holds: each storage from the call that makes it until the last tensor on it is gone. It
+does not count what a backend takes beside that: workspaces, rounding, and the backend's own cache.
 """
 
 import weakref
@@ -17,15 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveBytes(TorchDispatchMode):
-    """While it is active, *live_bytes* and *peak_bytes* count the storages that operators return, without those of
-    *free_of_charge*: the weights."""
+    """While it is active, *live_bytes* and *peak_bytes* count the storages that operators return, except those of
+    *free_of_charge*, the weights."""
 
     def __init__(self, *free_of_charge: torch.nn.Module) -> None:
         super().__init__()
         self.live_bytes: int = 0
         self.peak_bytes: int = 0
         self._operators = _Operators()
-        # by identity: torch keeps one object for each storage as long as that lives
+        # by identity: torch keeps one object for each storage as long as the storage lives
         self._known: dict[int, torch.UntypedStorage | weakref.ref[torch.UntypedStorage]] = {}
         for module in free_of_charge:
             for tensor in (*module.parameters(), *module.buffers()):
@@ -56,7 +56,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _Operators:
-    """Calls operators. What one makes of meta tensors is worked out once for each set of shapes: torch does that in
+    """Calls operators, and works out once for each set of shapes what one makes of meta tensors: torch does that in
     Python, which takes most of the time of a count."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 class _Made(Struct):
-    """A tensor that a call left behind: its form and its storage, by a number that is its own."""
+    """A tensor that a call left behind: its form, and a number that identifies its storage."""
 
     storage: int
     elements: int
@@ -142,10 +142,10 @@ class _Seen(Struct):
 
 
 class RepeatedCoder:
-    """The forward of a Wan encoder or decoder, which does the same for each tile and frame: once per set of shapes.
+    """The forward of a Wan encoder or decoder, run once per set of shapes: it does the same for each tile and frame.
 
-    A call whose input and cached tensors have the shapes of an earlier call is not run: it leaves behind what that one
-    left behind, and its peak is counted. `tests/e2e/test_measure.py` holds it to the calls themselves.
+    A call whose input and cached tensors have the shapes of an earlier call is not run. It leaves behind what the
+    earlier call left behind, and counts the same peak. `tests/e2e/test_measure.py` compares it with calls that run.
     """
 
     def __init__(self, forward: Callable[..., Any], count: LiveBytes) -> None:

@@ -29,7 +29,7 @@ DTYPES: Final = {
     "float8_e4m3fn": torch.float8_e4m3fn,
 }
 TRANSFORMERS: Final = ("transformer", "transformer_2")
-# Options of diffusers' schedulers that place the steps otherwise than the settings say, or draw noise past the seed.
+# Options of diffusers' schedulers that place the steps otherwise than the settings say, or draw noise beside the seed.
 OWN_SIGMAS: Final = (
     "use_beta_sigmas",
     "use_exponential_sigmas",
@@ -94,7 +94,7 @@ def load_pipeline(
 
 
 def with_suffix(parameters: GenerationParameters, suffix: str) -> GenerationParameters:
-    """*parameters* as the pipeline gets them: the prompt with what the operator adds to each."""
+    """*parameters* as the pipeline gets them: the prompt with the *suffix* that the operator adds to each."""
     return msgspec.structs.replace(parameters, prompt=f"{parameters.prompt} {suffix}") if suffix else parameters
 
 
@@ -113,7 +113,7 @@ def _check_experts(pipeline: Any, folder: Path) -> None:
 
 
 def _prepare(transformer: Any, checkpoint: Checkpoint) -> None:
-    # Always: a backend that is set becomes that of the whole process, also of the next model's transformers.
+    # Set always: a backend applies to the whole process, and so to the next model's transformers too.
     try:
         transformer.set_attention_backend(checkpoint.attention_backend)
     except (RuntimeError, ValueError) as error:
@@ -125,9 +125,9 @@ def _prepare(transformer: Any, checkpoint: Checkpoint) -> None:
 
 
 def _place(pipeline: Any, checkpoint: Checkpoint, device: torch.device) -> None:
-    """Hooks of offloading come after those of casting: a layer is fetched first and cast then."""
+    """Hooks of offloading come after those of casting: a layer is fetched first and then cast."""
     if checkpoint.offload == "none":
-        pipeline.to(device)  # with a device map it is there
+        pipeline.to(device)  # with a device map it is there already
     elif checkpoint.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     else:
@@ -143,8 +143,8 @@ def _offload_groups(pipeline: Any, group: GroupOffload, device: torch.device) ->
     }
     for name, component in pipeline.components.items():
         if name == KEPT_ON_CARD:
-            # It is called by `encode` and `decode`, past the hook that learns the order of its layers: with a stream
-            # diffusers would note every call of every layer for as long as the pipeline lives. And it is small.
+            # Pipelines call its `encode` and `decode`, which bypass the hook that learns the order of its layers. With
+            # a stream, diffusers would note every call of every layer as long as the pipeline lives. It is also small.
             component.to(device)
         elif isinstance(component, torch.nn.Module):
             blocks = group.level == "block" and name in TRANSFORMERS
@@ -163,8 +163,8 @@ def run_pipeline(
     """One inference. *on_step* is called with the number of finished steps; what it raises ends the inference.
 
     *image* is the first frame, in the size of the video. An image-to-video pipeline without one gets a gradient made
-    from the seed: see `needs_image` for when that will not do. The same parameters and image give the same frames in
-    every process on the same kind of device. Raises BadInput for an image that the pipeline cannot take.
+    from the seed; a caller that wants none asks `needs_image` first. The same parameters and image give the same frames
+    in every process on the same kind of device. Raises BadInput for an image that the pipeline cannot take.
     """
 
     def after_step(_pipeline: Any, index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -198,10 +198,10 @@ def _conditions(pipeline: Any, parameters: GenerationParameters, image: Image.Im
 
 
 def _first_frame(image: Image.Image, num_frames: int) -> dict[str, torch.Tensor]:
-    """*image* as VACE takes a first frame: a video of grey behind it, and a mask that leaves all but it to be made.
+    """*image* as VACE takes a first frame: a video of it and then grey frames, and a mask that marks those to be made.
 
-    Values are 0 to 1, from which diffusers makes -1 to 1: so the grey is the authors' 127.5, nought to the VAE, as
-    every frame is of a request without an image. A list of 8-bit pictures could not say that (ADR 0022).
+    Values are 0 to 1, which diffusers maps to -1 to 1. So the grey is the authors' 127.5 and 0 to the VAE, like every
+    frame of a request without an image. A list of 8-bit pictures could not hold that value (ADR 0022).
     """
     pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255
     video = torch.full((1, num_frames, *pixels.shape), 0.5)
@@ -227,7 +227,7 @@ def _frames(
         callback_on_step_end=after_step,
         **conditions,
     ).frames[0]
-    # to bytes where the video is: float frames of a 1280x720 video take 0.9 GB
+    # to bytes on the video's device: float frames of a 1280x720 video take 0.9 GB
     pixels = (video * 255).round_().to(torch.uint8).permute(0, 2, 3, 1)
     frames: Frames = pixels.contiguous().cpu().numpy()
     return frames
@@ -244,9 +244,9 @@ def _scheduler(wanted: Scheduler, config: Any) -> Any:
     kind = BetaSigmasEuler if wanted.sigmas == "beta" else getattr(diffusers, wanted.kind)
     known = inspect.signature(kind).parameters
     config = {name: value for name, value in config.items() if name in known}  # diffusers would warn of the others
-    # whatever the folder's own scheduler was: without these the next would take the flow for noise, or keep its sigmas
+    # without these, the scheduler would take the flow for noise, or keep the sigmas of the folder's own scheduler
     flow: dict[str, Any] = {name: False for name in OWN_SIGMAS if name in known}
-    if "flow_shift" not in known:  # one that is made for flows, and calls it shift
+    if "flow_shift" not in known:  # a scheduler that is made for flows calls it shift
         return kind.from_config(config, shift=wanted.flow_shift, **flow)
     flow |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     return kind.from_config(config, flow_shift=wanted.flow_shift, **flow)

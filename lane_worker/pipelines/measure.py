@@ -21,10 +21,10 @@ from lane_worker.pipelines.live_bytes import FusedAttention, LiveBytes, Repeated
 from lane_worker.pipelines.load import DTYPES
 from lane_worker.pipelines.preparing.parameters import parameters_of
 
-# Tokens of a prompt, to which the pipelines of Wan pad it.
+# How many tokens the pipelines of Wan pad a prompt to.
 TEXT_TOKENS: Final = 512
-# Copies of the video, beside the one that is encoded, that `WanVACEPipeline.prepare_video_latents` holds meanwhile: the
-# frames, their mask in three channels, and the other one of the part that stays and the part that is made.
+# How many copies of the video `WanVACEPipeline.prepare_video_latents` holds beside the one that it encodes: the frames,
+# their mask in three channels, and, of the part that stays and the part that is made, the one that it does not encode.
 VACE_COPIES: Final = 3
 
 
@@ -108,7 +108,7 @@ def _encode_bytes(vae: Any, size: Size, copies: int) -> int:
 
 @contextlib.contextmanager
 def _once_for_each_shape(vae: Any, name: str, count: LiveBytes) -> Iterator[None]:
-    """The coder's own forward and the two that blend tiles, which do the same thousands of times."""
+    """Runs the coder's forward and the two blends of tiles once per shape: they do the same thousands of times."""
     coder = getattr(vae, name)
     forward, blend_v, blend_h = coder.forward, vae.blend_v, vae.blend_h
     coder.forward = RepeatedCoder(forward, count)

@@ -1,4 +1,4 @@
-"""What lay on the card when it ran out of memory: a file for the viewer of torch, where an operator asks for it.
+"""What lay on the card when it ran out of memory: a file for torch's viewer, written where an operator asks for it.
 
 It holds sizes, addresses and stack frames (file, line, function), and nothing else: no tensor, no value, no argument,
 no folder of this machine.
@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import torch
 
-# The newest so many events of the allocator: a load of 14B parameters and some steps. An entry takes some kilobytes.
+# How many of the allocator's newest events are kept: a load of 14B parameters and some steps. An entry takes some
+# kilobytes.
 HISTORY_MAX: Final = 20_000
 PREFIX: Final = "oom-"
 _SEGMENT: Final = [
@@ -31,7 +32,7 @@ _ROOT: Final = Path(__file__).parents[2]
 
 
 class OomSnapshots:
-    """At most *kept* files in *folder*, the newest ones, whichever process wrote them; none and no cost for 0."""
+    """At most *kept* files in *folder*, the newest ones, whichever process wrote them. 0 means no file and no cost."""
 
     def __init__(self, folder: Path, *, kept: int) -> None:
         self._folder = folder
@@ -40,7 +41,7 @@ class OomSnapshots:
     def record(self) -> None:
         """From now on torch keeps the newest events and where they came from. Call it once, with CUDA started.
 
-        Never raises: a device that is broken says so at the load.
+        Never raises: the load reports a device that is broken.
         """
         if not self._kept:
             return
@@ -66,7 +67,7 @@ class OomSnapshots:
             pickle.dump(snapshot, file)
             path = self._path_now(model)
             part.rename(path)
-        # by name, so by age; also what a process left that was killed while it wrote, but not what one writes now
+        # by name, so by age; also what a killed process left half written, but not what a process is writing now
         for old in sorted(self._folder.glob(f"{PREFIX}*"))[: -self._kept]:
             if not _is_being_written(old):
                 old.unlink(missing_ok=True)
@@ -89,7 +90,7 @@ def _is_being_written(path: Path) -> bool:
 def legible(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     """What torch's viewer needs of *snapshot* (as of `torch.cuda.memory._snapshot`), and no more. Pure.
 
-    What a later torch adds, as it added metadata of the user's, is left out until it is known here.
+    What a later torch adds is left out until it is known here: torch has added metadata of the user's before.
     """
     frames = _Frames()
     settings = snapshot.get("allocator_settings", {})
@@ -110,7 +111,7 @@ def legible(snapshot: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Frames:
-    """Stacks, each made once: torch hands one object out for all events of a place, and so does the file."""
+    """Stacks, each made once: all events of a place share one object in torch, and in the file."""
 
     def __init__(self) -> None:
         self._made: dict[int, tuple[object, list[dict[str, Any]]]] = {}
@@ -123,12 +124,12 @@ class _Frames:
                 {"filename": _short(str(frame["filename"])), "line": frame["line"], "name": frame["name"]}
                 for frame in given
             ]
-            known = self._made[id(given)] = (given, stack)  # with what it was made of, which keeps the id its own
+            known = self._made[id(given)] = (given, stack)  # keeping `given` keeps its id from another object
         return known[1]
 
 
 def _short(filename: str) -> str:
-    """*filename* below its package's folder, or ours: where that lies on this machine is nobody's business."""
+    """*filename* below its package's folder, or ours: the file must not show where that folder is on this machine."""
     below = _PACKAGES.sub("", filename)
     if below == filename and Path(filename).is_relative_to(_ROOT):
         return str(Path(filename).relative_to(_ROOT))

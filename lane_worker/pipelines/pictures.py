@@ -1,4 +1,4 @@
-"""A client's image file, decoded as every viewer decodes it: whatever stands beside the picture may be broken.
+"""Decodes a client's image file as every viewer does: whatever stands beside the picture may be broken.
 
 A file is first reduced to its picture: no profile, text, animation or thumbnail of it is ever unpacked.
 """
@@ -30,13 +30,13 @@ _TURNED: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _JPEG_ENDS: Final = b"\xff\xd9"
-# Read as more of the picture, where that is not complete: no 0xff, which would be a mark.
+# A decoder reads these as more of the picture, where that is incomplete. They hold no 0xff, which would be a marker.
 _OTHER_BITS: Final = (b"\xaa\x55\xcc\x33\xe7" * 999, b"\xfe\xfd" * 999)
 _JPEG_SEGMENT: Final = re.compile(rb"\xff[^\x00\xff\xd0-\xd9]")
 
 
 def open_picture(content: bytes, kind: str) -> contextlib.AbstractContextManager[Image.Image]:
-    """The file *content* of *kind* (Pillow's name), of which nothing is decoded yet. Raises what Pillow raises."""
+    """The file *content* of *kind* (Pillow's name), not decoded yet. Raises what Pillow raises."""
     reduced = {"PNG": _png, "WEBP": _webp}.get(kind, bytes)(content)
     return Image.open(io.BytesIO(reduced), formats=[kind])
 
@@ -44,7 +44,7 @@ def open_picture(content: bytes, kind: str) -> contextlib.AbstractContextManager
 def load_picture(image: Image.Image, content: bytes, kind: str) -> Image.Image:
     """The whole picture of *image*, which `open_picture` opened, turned as its EXIF says, if that can be read.
 
-    A JPEG may lack its end mark, as cut by many cameras and tools, and nothing of its picture. Raises what Pillow
+    A JPEG may lack its end marker, which many cameras and tools cut off, but nothing of its picture. Raises what Pillow
     raises.
     """
     try:
@@ -69,9 +69,10 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _without_its_end_mark(content: bytes) -> Image.Image | None:
-    """The picture of a JPEG that ends before its end mark; None where something of the picture is missing too.
+    """The picture of a JPEG that ends before its end marker; None where something of the picture is missing too.
 
-    Then what is made up for it depends on what follows: what is the same, whatever follows, is all in the file.
+    A decoder makes up what is missing from the bytes that follow. So a picture that is the same, whatever follows, is
+    whole in the file.
     """
     cut = content.rstrip(b"\xff")
     if not _ends_in_a_last_scan(cut):
@@ -88,7 +89,7 @@ def _ended(cut: bytes) -> Image.Image:
 
 
 def _ends_in_a_last_scan(cut: bytes) -> bool:
-    """Whether a JPEG ends within a scan after which no finer one must come: a progressive one has several."""
+    """Whether a JPEG ends within its finest scan: a progressive one has several, and the finest comes last."""
     finest, position = False, 2
     while (found := _JPEG_SEGMENT.search(cut, position)) is not None:
         position = found.end() + int.from_bytes(cut[found.end() : found.end() + 2], "big")

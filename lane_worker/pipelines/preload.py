@@ -23,10 +23,11 @@ AT_FIRST_USE: Final = (
 
 
 def preload() -> None:
-    """Does it. A host that is forked afterwards imports nothing more for its rehearsal, and starts a quarter sooner.
+    """Imports and builds them. A host that is forked afterwards imports nothing more for its rehearsal, and starts a
+    quarter sooner.
 
-    The table names the weights of every architecture that transformers knows, by a thousand regular expressions: it is
-    made at the first text encoder that is loaded, whichever that is.
+    The table names the weights of every architecture that transformers knows, by a thousand regular expressions.
+    transformers would build it at the first text encoder that is loaded, whichever that is.
     """
     for name in AT_FIRST_USE:
         import_module(name)

@@ -1,4 +1,4 @@
-"""What a process takes once, taken before anybody measures: tiny pipelines are loaded, run and released (ADR 0029)."""
+"""Runs tiny pipelines before memory is measured: a process takes some of its memory only once (ADR 0029)."""
 
 import shutil
 import time
@@ -33,8 +33,8 @@ SMALLEST: Final = GenerationParameters(
 def rehearse(checkpoints: Sequence[Checkpoint], folder: Path, device: str) -> Rehearsed:
     """Loads, runs and releases a tiny pipeline with the options of each of *checkpoints*, whose files lie in *folder*.
 
-    *folder* is this process's alone, and gone afterwards. Never raises: a device that is broken or full says so at the
-    load, where somebody asks, and says it better.
+    *folder* is this process's alone, and gone afterwards. Never raises: the load reports a device that is broken or
+    full, to a worker that waits for the answer, and in more detail.
     """
     begun_s = time.perf_counter()
     error = ""
@@ -52,7 +52,7 @@ def rehearse(checkpoints: Sequence[Checkpoint], folder: Path, device: str) -> Re
 
 def _one(checkpoint: Checkpoint, folder: Path, device: str) -> str:
     """What went wrong; empty where nothing did. On return nothing holds the pipeline."""
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed at this
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
     try:
         pipeline = load_pipeline(replace(checkpoint, random_weights=TINY), folder, device=device)
         frames = run_pipeline(pipeline, SMALLEST, None, lambda _: None)

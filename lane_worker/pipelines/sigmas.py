@@ -32,7 +32,7 @@ def beta_levels(steps: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     The rule: https://github.com/comfyanonymous/ComfyUI/blob/e53f8fd168d8792f4ba53c7b831c20c23afe6218/comfy/samplers.py
     (beta_scheduler), after https://arxiv.org/abs/2407.12173.
     """
-    # The quantiles come of the integral of the density. With x = sin(angle)^2 it has no pole at the ends.
+    # The quantiles come from the integral of the density. With x = sin(angle)^2 it has no pole at the ends.
     angles = np.linspace(0, np.pi / 2, POINTS)
     density = (np.sin(angles) * np.cos(angles)) ** (2 * SHAPE - 1)
     integral = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])

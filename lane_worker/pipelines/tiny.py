@@ -36,7 +36,8 @@ class _Recipe(msgspec.Struct, frozen=True):
 def ensure_tiny_pipeline(checkpoint: Checkpoint, weights: RandomWeights, folder: Path) -> None:
     """Make sure that *folder* holds the pipeline of this recipe.
 
-    Appears complete or not at all, whoever else builds it at the same time. A folder of another recipe is replaced.
+    The folder appears complete or not at all, even if another process builds it at the same time. It replaces a folder
+    of another recipe.
     """
     recipe = msgspec.json.encode(_Recipe(VERSION, checkpoint.pipeline, weights, checkpoint.boundary_ratio))
     if _recipe_in(folder) == recipe:

@@ -1,8 +1,8 @@
-"""The tokenizer of a prepared folder: as it was published, bytes included, and held to what it makes of some texts.
+"""The tokenizer of a prepared folder: as it was published, bytes included, and checked by how it encodes some texts.
 
 UMT5 knows every byte, so no text is unknown to it. The tokenizer that transformers 5 rebuilds from a published folder
 (class `T5Tokenizer`) has lost that: an emoji is one unknown token, and so is a word with one letter it never saw. A
-prepared folder names the class that loads `tokenizer.json` as it is, and that file says `byte_fallback` (ADR 0028).
+prepared folder names the class that loads `tokenizer.json` as it is, and that file sets `byte_fallback` (ADR 0028).
 """
 
 import json
@@ -39,7 +39,7 @@ TEXTS: Final = (
 
 
 class PreparedTokenizer(Struct, frozen=True):
-    """The files of a tokenizer, the class that loads them, its number of tokens, and what it makes of `TEXTS`."""
+    """The files of a tokenizer, the class that loads them, its number of tokens, how it encodes `TEXTS`, its faults."""
 
     files: dict[str, bytes]
     kind: str
@@ -49,7 +49,7 @@ class PreparedTokenizer(Struct, frozen=True):
 
 
 def prepared_tokenizer(folder: Path) -> PreparedTokenizer:
-    """The tokenizer in *folder* as a prepared folder holds it. Raises whatever transformers raises of its files."""
+    """The tokenizer in *folder* as a prepared folder holds it. Raises whatever transformers raises for its files."""
     published = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
     with tempfile.TemporaryDirectory() as made:
         files = with_bytes(published, _load(folder))
@@ -60,7 +60,7 @@ def prepared_tokenizer(folder: Path) -> PreparedTokenizer:
 
 
 def with_bytes(published: dict[str, bytes], rebuilt: Any) -> dict[str, bytes]:
-    """*published* files, with the bytes that they know; unchanged where these are no Unigram tokenizer that knows all.
+    """The *published* files with byte fallback; unchanged unless they are a Unigram tokenizer that knows every byte.
 
     A folder that has a SentencePiece model alone gets the tokenizer.json that transformers has *rebuilt* from it.
     """
@@ -77,7 +77,7 @@ def with_bytes(published: dict[str, bytes], rebuilt: Any) -> dict[str, bytes]:
 
 
 def load_faults(folder: Path, tokens: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    """What is wrong with the tokenizer of a prepared folder, which made *tokens* when it was prepared."""
+    """What is wrong with the tokenizer of a prepared folder, which encoded texts as *tokens* when it was prepared."""
     try:
         loaded = _load(folder)
     except Exception as error:  # of many kinds, by what is wrong with the files
@@ -91,7 +91,7 @@ def load_faults(folder: Path, tokens: dict[str, tuple[int, ...]]) -> Iterator[st
 
 
 def tokens_of(loaded: Any) -> dict[str, tuple[int, ...]]:
-    """What a tokenizer makes of each of `TEXTS`."""
+    """How a tokenizer encodes each of `TEXTS`."""
     return {text: tuple(loaded(text).input_ids) for text in TEXTS}
 
 
@@ -100,7 +100,7 @@ def faults_of(loaded: Any) -> Iterator[str]:
 
     1. Nothing is unknown.
     2. A text ends with one end token; an empty text is that alone.
-    3. The tokens say the text again, but for spaces, control characters and compatible forms.
+    3. The tokens decode to the text again, but for spaces, control characters and compatible forms.
     """
     for text, tokens in tokens_of(loaded).items():
         if loaded.unk_token_id in tokens:  # 1

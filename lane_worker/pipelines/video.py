@@ -16,9 +16,9 @@ from lane_worker.forking.host_messages import WrittenVideo
 Frames = npt.NDArray[np.uint8]
 """Frames as (count, height, width, 3), RGB."""
 
-# Both for equal bytes. x264 writes its settings into the stream, so "as many threads as there are cores" would make
-# the bytes depend on the machine. mbtree reads memory that it never wrote when x264 uses AVX-512: 2 of 100 encodings
-# of the same frames came out different (measured; with mbtree=0 or asm=avx2, none of 1,500).
+# Both keep the bytes equal. x264 writes its settings into the stream, so "as many threads as there are cores" would
+# make the bytes depend on the machine. mbtree reads memory that it never wrote when x264 uses AVX-512: 2 of 100
+# encodings of the same frames came out different (measured; with mbtree=0 or asm=avx2, none of 1,500).
 ENCODER_THREADS: Final = 1
 ENCODER_OPTIONS: Final = {"preset": "fast", "crf": "18", "x264-params": "mbtree=0"}
 BT709: Final = 1
@@ -32,13 +32,13 @@ class VideoNotWritten(Exception):
 def write_video(frames: Frames, path: Path, *, fps: int) -> WrittenVideo:
     """Encode *frames* to *path*, which appears complete or not at all (it is written beside it as `.part`).
 
-    Width and height must be even. Its folder is made where it is missing. Raises StorageFailed when the disk is at
-    fault.
+    Width and height must be even. The folder of *path* is made where it is missing. Raises VideoNotWritten when the
+    disk is at fault.
     """
     try:
         try:
             return _write(frames, path, fps=fps)
-        except FileNotFoundError:  # somebody tidied up: what an hour of inference made is not lost for a folder
+        except FileNotFoundError:  # somebody removed it: an hour of inference is not lost for a folder
             path.parent.mkdir(parents=True, exist_ok=True)
             return _write(frames, path, fps=fps)
     except OSError as error:  # the disk errors of PyAV are OSErrors too
@@ -71,7 +71,7 @@ def _encode(frames: Frames, path: Path, *, fps: int) -> None:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context: Any = stream.codec_context
         context.thread_count = ENCODER_THREADS
-        # said in the file, because players guess by the height otherwise and shift the colours
+        # written into the file, because players otherwise guess by the height and shift the colours
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = LIMITED_RANGE
         for pixels in frames:

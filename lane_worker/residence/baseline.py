@@ -25,8 +25,8 @@ def baseline_of(
     """The baseline of the fresh host *pid*, by the readings before (*floor*) and after (*base*) its start.
 
     It may be above that of the *last* host only where the last release is proven: otherwise memory that was not given
-    back would be taken for the slot's own. Before our host had the lock, the memory of the slot's last holder may still
-    have been on its way out, so the floor is never above the base.
+    back would be taken for the slot's own. The floor is never above the base: before our host had the lock, the memory
+    of the slot's last holder may still have been on its way out.
     """
     before, after = ({} if reading is None else reading.by_pid for reading in (floor, base))
     base_bytes = None if base is None else base.used_bytes

@@ -1,4 +1,4 @@
-"""Whether what releases leave behind goes on growing (ADR 0029). Pure."""
+"""Whether the memory that releases leave behind goes on growing (ADR 0029). Pure."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ RELEASES_TO_THE_LIMIT: Final = 20
 
 
 def creep_bytes(stayed: Sequence[int], *, tolerance_bytes: int) -> int | None:
-    """How many bytes more stay after each release, by the latest of *stayed*; None where there is no trend.
+    """How many more bytes stay after each release, by the latest of *stayed*; None where there is no trend.
 
     *stayed* is what was in use after each release of one living host, the oldest first.
 
     1. There are fewer than 9: None.
     2. Of the last 9, the median of each third counts: one odd reading in a third changes nothing.
-    3. From third to third it rose by less than a leak of *tolerance_bytes* within 20 releases would: None. Both rises
-       count, so that a single step, however high, is no creep: it was taken once.
+    3. From third to third it rose by less than a leak that uses up *tolerance_bytes* within 20 releases: None. Both
+       rises count: a single step, however high, was taken once and is no creep.
     4. Otherwise it creeps, by the lesser rise, divided by the releases in it.
     """
     if len(stayed) < READINGS:  # 1

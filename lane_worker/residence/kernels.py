@@ -1,6 +1,6 @@
 """Whether Triton can build kernels here, as some attention backends have it do at their first use.
 
-It compiles a helper in C against Python's headers, keeps the result in a cache folder, and loads it from there. The
+Triton compiles a helper in C against Python's headers, keeps the result in a cache folder, and loads it from there. The
 containers of `compose.yaml` have no compiler, and may not execute what lies in `/tmp`.
 """
 

@@ -1,4 +1,4 @@
-"""A slot's memory, as its probe reports it. Waits for a slow driver, and not for ever."""
+"""A slot's memory, as its probe reports it. Waits for a slow driver, but not for ever."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ log = structlog.get_logger("residence")
 class SlotMemory:
     """The memory of *slot*. Without a *probe* every reading is missing, and no release can be verified.
 
-    *on_wait* is called with the reason why nothing goes on yet, while the driver has not answered for the first time.
+    *on_wait* is called with the reason for the wait, while the driver has not answered for the first time.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from ops.machine.readings import Holder, MemoryProbe, Reading
 
 ANSWER_S: Final = 2.0
-# The time is counted in turns of the loop: a process that was stopped, or whose loop was held up, is late by one turn.
+# The time is counted in turns of the loop, so a process that was stopped, or whose loop was held up, loses one turn.
 TURNS: Final = 20
 
 T = TypeVar("T")
@@ -18,9 +18,9 @@ T = TypeVar("T")
 class PatientProbe:
     """*probe*, asked in threads of its own and never twice at a time. For one event loop.
 
-    A driver that hangs costs one thread, which keeps neither the process from ending nor others from their pool's
-    threads. While it does not come back, every question is answered with None, or with nothing, and never with the
-    reading of an earlier question.
+    A driver that hangs costs one thread, which neither keeps the process from ending nor takes one from a shared pool.
+    Until the driver comes back, every question is answered with None or an empty answer, and never with the reading of
+    an earlier question.
     """
 
     def __init__(self, probe: MemoryProbe, *, answer_s: float = ANSWER_S) -> None:

@@ -26,7 +26,7 @@ log = structlog.get_logger("residence")
 
 
 class Given(Struct, frozen=True):
-    """A release that is still to be proven; *is_escalated* where it took force that nobody had asked for."""
+    """A release that is still to be proven; *is_escalated* where the host had to be killed, unasked."""
 
     receipt: SwapReceipt
     is_escalated: bool = False
@@ -35,7 +35,8 @@ class Given(Struct, frozen=True):
 class Proof(Struct, frozen=True):
     """The outcome of a release. *verdict* is None where nothing can measure it, and the host's end counts as proof.
 
-    *creeps*: more stays after each release, so that this was its host's last. *holders* are those who use the slot now.
+    *creeps*: more stays after each release, so this was the host's last one. *holders* are the processes that use the
+    slot now.
     """
 
     receipt: SwapReceipt

@@ -15,7 +15,7 @@ HOLDERS_NAMED: Final = 5
 class Quarantined(Exception):
     """The slot's memory was not given back, even by a killed host. Nothing loads until `Residence.lift`.
 
-    *detail* is for operators. A client may come to read the text, so it names no process of the machine.
+    *detail* is for operators. A client may read the error's text, which therefore names no process.
     """
 
     def __init__(self, receipt: SwapReceipt, detail: str) -> None:

@@ -1,7 +1,6 @@
-"""Reads the files of the next pipeline while the last one still runs, is given back and proven gone (ADR 0023, ADR
-0043).
+"""Reads the files of the next pipeline while the last one still runs, is released and proven gone (ADR 0023, ADR 0043).
 
-They come into the page cache, which the system drops when it needs the memory. That makes nothing resident: invariant 5
+They go into the page cache, which the system drops when it needs the memory. That makes nothing resident: invariant 5
 is about what a host and a card hold.
 """
 
@@ -12,13 +11,13 @@ from typing import Final
 
 from ops.machine.host_memory import available_bytes
 
-# The kernel cuts each request to what a disk takes at once. That is about this or more, so we ask in such pieces.
+# The kernel cuts each request to what a disk takes at once. That is about this much or more, so we ask in such pieces.
 PIECE_BYTES: Final = 1 << 20
 WEIGHTS: Final = "*.safetensors"
 
 
 class ReadAhead:
-    """Reads the weights of one folder at a time ahead, in a thread of its own. It is a hint: nothing here raises or
+    """Reads ahead the weights of one folder at a time, in a thread of its own. It is a hint: nothing here raises or
     waits."""
 
     def __init__(self) -> None:
@@ -32,7 +31,7 @@ class ReadAhead:
         threading.Thread(target=read_ahead, args=(folder, self._stop), name="read-ahead", daemon=True).start()
 
     def expect(self, folder: Path) -> None:
-        """As `begin`, for a folder that is probably asked for next; nothing for the one that was begun last."""
+        """As `begin`, for a folder that is probably needed next. Does nothing for the one that was begun last."""
         if folder != self._folder:
             self.begin(folder)
 
@@ -43,8 +42,8 @@ class ReadAhead:
 
 
 def read_ahead(folder: Path, stop: threading.Event) -> int:
-    """Asks the system to read the weights, in the order in which diffusers loads them; returns for how many bytes it
-    asked.
+    """Asks the system to read the weights, in the order in which diffusers loads them. Returns how many bytes it
+    asked for.
 
     It asks for nothing where the system has no such call, or where the files would not fit into the available memory:
     their beginning would be dropped before it is used.

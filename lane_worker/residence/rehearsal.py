@@ -8,8 +8,8 @@ from contracts.checkpoints import Checkpoint
 
 
 def to_rehearse(checkpoints: Iterable[Checkpoint]) -> tuple[Checkpoint, ...]:
-    """One checkpoint for all of *checkpoints* that run the same code: the same class, scheduler, types and ways to
-    place weights.
+    """One checkpoint for each group of *checkpoints* that run the same code: the same class, scheduler, types and ways
+    to place weights.
 
     What a tiny pipeline cannot have, or need not have, is left out: a second transformer of the same class, and the
     attention backend, which may refuse heads that small.

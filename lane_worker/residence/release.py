@@ -6,7 +6,7 @@ from typing import Literal
 from msgspec import Struct
 
 Proof = Literal["base", "own_figure", "no_pipeline"]
-"""How a release was concluded, as `contracts.tasks.SwapReceipt` explains it."""
+"""How a release was concluded, as `contracts.memory.SwapReceipt` explains it."""
 
 
 class MemorySample(Struct, frozen=True):
@@ -44,7 +44,7 @@ def own_figure(pid: int, before: Mapping[int, int], after: Mapping[int, int]) ->
     """What our host *pid* holds, by the driver's figures *before* and *after* the host's start; None where they do not
     show it.
 
-    In a container the driver may know the host by another number, and another process by this one. So a figure counts
+    In a container the driver may know the host by another pid, and know another process by this pid. So a figure counts
     only where it came with the host.
     """
     return None if pid in before else after.get(pid)
@@ -65,7 +65,7 @@ def judge(
     that no process of ours can hold one: the host has ended, as the kernel reports, or was never asked to load.
 
     1. There are fewer than two, or in one of the last two what is in use or free is missing: Unmeasurable.
-    2. In one of them less than *needed_bytes* is free: StillHeld. Whoever holds the rest, there is no room.
+    2. In one of them less than *needed_bytes* is free: StillHeld. There is no room, whoever holds the rest.
     3. In both the driver reports our own process's figure. It is the proof, whatever others take or give back:
        *own_figure* where it is within *own_base_bytes* + *tolerance_bytes*, else StillHeld.
     4. There is a base, and both are within *base_bytes* + *tolerance_bytes*: Released by the *base*.

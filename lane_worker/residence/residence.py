@@ -68,7 +68,7 @@ class Residence:
     """What is resident on one slot. Not for several concurrent callers, except the properties and `lift`.
 
     *on_state* is called at every change: with the state, the model that it is about, and a detail for people.
-    *on_wait* is called with the reason why nothing goes on yet, while the driver has not answered for the first time.
+    *on_wait* is called with the reason for the wait, while the driver has not answered for the first time.
     Without a *probe* the host is killed between models, and no release can be verified.
     """
 
@@ -108,7 +108,7 @@ class Residence:
         return isinstance(self._state, InQuarantine)
 
     def lift(self) -> None:
-        """An operator declares the slot usable: what is in use there now counts as nobody's leftover."""
+        """An operator declares the slot usable: memory in use there no longer counts as a leftover of ours."""
         if self.quarantined:
             log.info("quarantine_lifted", slot=self._slot)
             self._state = after(self._state, Lifted())
@@ -117,8 +117,8 @@ class Residence:
     async def open(self, *, term: int = 0) -> Ready:
         """Starts the host, under leadership *term*. It then holds the slot's lock, and nothing is resident.
 
-        Call it first, and after `close`; a host that dies in between is started again by `ready`, or by this. The log,
-        and the slot's detail, name at once each model that this slot cannot serve with the options of its checkpoint.
+        Call it first, and after `close`; a host that dies in between is started again by `ready`, or by this. Names at
+        once, in the log and in the slot's detail, each model that this slot cannot serve with its checkpoint's options.
         Raises SlotTaken, HostLost, MemoryUnreadable, Quarantined.
         """
         _refuse_in_quarantine(self._state)
@@ -141,8 +141,8 @@ class Residence:
 
         Whatever was resident is released and proven gone before anything is loaded. Raises Quarantined where that
         fails, MemoryUnreadable, LoadFailed, LoadTimedOut, HostLost (also where another process has taken the slot).
-        Then nothing is resident, and the next call tries again, unless the slot is quarantined. Only what the slot can
-        never serve (LoadFailed without a receipt) leaves everything as it was.
+        After an error nothing is resident, and the next call tries again, unless the slot is quarantined. Only a model
+        that the slot can never serve (LoadFailed without a receipt) leaves everything as it was.
         """
         _refuse_in_quarantine(self._state)
         resident = self.resident
@@ -299,7 +299,7 @@ class Residence:
 
 
 async def _again(starting: Awaitable[Ready]) -> None:
-    """Awaits *starting* a host on a slot that was ours: a process that took the slot meanwhile has ended our host."""
+    """Awaits *starting*, a host's start on a slot that was ours. Raises HostLost where another process has taken it."""
     try:
         await starting
     except SlotTaken as error:

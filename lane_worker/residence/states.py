@@ -1,7 +1,7 @@
 """What is on a slot, as one table of states and events (design §7). Pure: no clock, no I/O, no logging.
 
-A slot is empty until something is loaded, and what was loaded is not believed to be gone until its release is proven:
-the only way from `Resident` back to an `Empty` that may be loaded leads through `Proven`.
+A slot is empty until something is loaded. What was loaded does not count as gone until its release is proven. While the
+slot is ours, `Resident` leads back to an `Empty` that may be loaded only through `Proven`, or an operator's `Lifted`.
 """
 
 from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ class LoadEnded(Struct, frozen=True):
 
 
 class Barred(Struct, frozen=True):
-    """The release failed, even by the host's end."""
+    """The release failed, even after the host had ended."""
 
     quarantine: InQuarantine
 
@@ -90,8 +90,8 @@ _Move = Callable[[Any, Any], State]
 
 
 class IllegalMove(Exception):
-    """A slot was about to make a move that none may make, such as a load where it is not proven to be free. A defect of
-    ours."""
+    """A slot was about to make a move that no slot may make, such as a load where it is not proven to be free: a bug in
+    Warmlane."""
 
 
 # What is not here never happens: `after` refuses it.
@@ -118,7 +118,7 @@ def after(state: State, event: Event) -> State:
     """*state* once *event* has happened. Raises IllegalMove for what `TABLE` does not have.
 
     Two moves are refused in some states although the table has them: a load where the slot is not proven to be free,
-    and a `LoadEnded` that no `LoadBegun` came before.
+    and a `LoadEnded` without a `LoadBegun` before it.
     """
     move = TABLE.get((type(state), type(event)))
     if move is None:

@@ -23,8 +23,8 @@ class Accounts:
         self._last: tuple[str, int] | None = None
 
     async def close(self, task: GenerationTask, ended: Ended) -> Result:
-        """Writes the memory line of *ended*; its result, with what is in use on the card, which the host of one
-        process does not know."""
+        """Writes the memory line of *ended*. Returns its result with what is in use on the card: the host knows only
+        what its own process uses."""
         memory = await self._write(task, ended)
         match ended.result:
             case Succeeded() as done:

@@ -111,8 +111,8 @@ def assemble(
 
 
 async def open_up(parts: Parts, models: Collection[str], *, role: Role) -> None:
-    """What a worker of *models* does before it serves: its files have a folder, its counts stand at 0, and it knows
-    its slot's entry. Raises OSError, TransportUnavailable."""
+    """Prepares a worker of *models* to serve: makes the folder of its files, sets its counts to 0, and reads its slot's
+    entry. Raises OSError, TransportUnavailable."""
     parts.scratch.ensure()
     begin_tasks(models, role, ENDED_BY_WORKERS)
     for model in models:

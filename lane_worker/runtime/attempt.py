@@ -43,7 +43,7 @@ class Attempt:
         self._runs = False
 
     async def run(self) -> None:
-        """Runs the task to its end on record, or to where it is this worker's no more."""
+        """Runs the task until its record has its end, or until the task is not this worker's any more."""
         image: Path | None = None
         try:
             async with self._keeper:
@@ -66,7 +66,7 @@ class Attempt:
         self._keeper.renew_now()
 
     def waits_for_server_s(self, now_s: float) -> float:
-        """For how many seconds the task, which has run, has only waited for a server that does not answer; 0 where the
+        """For how many seconds a task that has run has only been waiting for a server that does not answer. 0 where the
         server answers, or the task still runs. By the monotonic clock."""
         since_s = None if self._runs else self._held.unanswered_since_s
         return 0.0 if since_s is None else now_s - since_s
@@ -82,9 +82,9 @@ class Attempt:
 
 
 def outcome_of(ours: GenerationTask, record: GenerationTask | None) -> str:
-    """What became of an attempt at *ours* that is not this worker's any more: the record says what was done. Pure.
+    """What became of an attempt at *ours* that is not this worker's any more, by its *record*. Pure.
 
-    `superseded`: whoever took it for lost has sent its span, so that this one is not sent as well.
+    `superseded`: the process that took the attempt for lost has sent its span, so this worker does not send it too.
     """
     if record is not None and record.epoch == ours.epoch and record.error is not None:
         return "cancelled" if record.error.code is FailureCode.CANCELLED else SUPERSEDED

@@ -49,13 +49,13 @@ def claim_decision(
 ) -> ClaimDecision:
     """What to do with the message *queued*, given the *record* of its task at *revision*.
 
-    1. No record (the gateway was slower): the message supplies it. Where there is none at a *revision* other than 0, a
-       deletion marker stands: somebody deleted the record, and the task with it, or its time was over. Drop.
-    2. The message's epoch is below the record's: Drop. Above it: Reread. It is for another model, as when two bodies
-       came with one Idempotency-Key at once: Drop, for the record's own message is in another queue.
+    1. No record (the gateway was slower): the message supplies it. No record at a *revision* other than 0 is a deletion
+       marker: somebody deleted the record, and the task with it, or it expired. Drop.
+    2. The message's epoch is below the record's: Drop. Above it: Reread. The message is for another model, since two
+       requests came with one Idempotency-Key at once: Drop, for the record's own message is in another queue.
     3. This process owns the record at this epoch, and its lease stands: Mine.
-    4. The record is not pending: Drop. So too one whose lease this process gave back: the sweeper decides what follows.
-    5. On the degraded route and overdue: Expire. A lane takes an overdue task: whoever moves the record first wins.
+    4. The record is not pending: Drop. This holds where this process gave its lease back: the sweeper decides then.
+    5. On the degraded route and overdue: Expire. A lane takes an overdue task: the first to move the record wins.
     6. Take, with the record's parameters and not the message's.
     """
     if record is None:  # 1

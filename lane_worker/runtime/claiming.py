@@ -35,18 +35,18 @@ from ops.telemetry.tracing import failed, of_task, span
 REREAD_WAIT_S: Final = 0.05
 # The longest pause between two tries to claim while the server is away, or takes no record.
 UNANSWERED_MAX_S: Final = 1.0
-# A record is moved before its message is sent. A message that is ahead of it for 5 s was sent by nobody of ours.
+# Warmlane moves a record before it sends the message. So a message that is ahead of its record for 5 s is not ours.
 AHEAD_MAX_LOOKS: Final = 100
 
 log = structlog.get_logger("loop")
 
 
 class NotClaimed(Exception):
-    """The server does not answer, and this worker leaves: the message is another's."""
+    """The server does not answer, and this worker leaves: another worker gets the message."""
 
 
 class Claims:
-    """Claims tasks for the process *owner*, which records name *worker*."""
+    """Claims tasks for the process *owner* of the worker that is called *worker*."""
 
     def __init__(self, link: NatsLink, artifacts: Artifacts, *, owner: str, worker: str, windows: Windows) -> None:
         self._link = link
@@ -65,9 +65,9 @@ class Claims:
     ) -> HeldTask | None:
         """The task that *message* carries, held by this worker, or None when it is not to be run.
 
-        *attempt* is the `traceparent` of what is done for it from then on, *order* why it comes next. Raises
-        UnreadableTask for a message that no record catches up with, and NotClaimed where the server does not answer and
-        *stop* is set: a claim of ours that was stored all the same ends with its lease.
+        *attempt* is the `traceparent` of what is done for it from then on; *order* says why it comes next. Raises
+        UnreadableTask for a message whose record does not catch up with it, and NotClaimed where the server does not
+        answer and *stop* is set. A claim of ours that was stored all the same ends with its lease.
         """
         looks_ahead, expects_record = 0, not is_fresh(message, queued)
         unanswered = 0

@@ -27,7 +27,7 @@ log = structlog.get_logger("cold_start")
 
 
 def process_started_at(pid: int | None = None) -> datetime:
-    """When this process began, or *pid*, before it had imported anything; to a hundredth of a second by /proc.
+    """When this process, or process *pid*, began, before it imported anything; to a hundredth of a second by /proc.
 
     Raises psutil.NoSuchProcess.
     """
@@ -65,7 +65,7 @@ class ColdStartLog:
             self._begun_at = None
 
     def failed(self, reason: str) -> None:
-        """The lane could not become warm, for *reason*. It may yet; if it leaves before, the start gave up."""
+        """The lane could not become warm, for *reason*. It may yet; if it leaves first, the start is given up."""
         self._failure = reason
 
     async def run(self) -> None:
@@ -86,7 +86,7 @@ class ColdStartLog:
             self._settled.set()
 
     async def leave(self) -> None:
-        """The lane leaves: a start that failed gave up. What is not stored yet gets some seconds more.
+        """The lane leaves, so a start that failed is given up. What is not stored yet gets some seconds more.
 
         `run` must still be running.
         """

@@ -18,7 +18,7 @@ class Distrust:
         self._renew_after = renew_after
 
     def begin(self) -> None:
-        """The metric stands at 0 for every reason, so that the first one shows."""
+        """Sets the metric to 0 for every reason, so that the first increment shows."""
         for reason in DISTRUST:
             metrics.hosts_distrusted.begin(self._slot, reason)
 

@@ -57,7 +57,7 @@ class Heartbeat:
         if state is LaneState.WARM and self._warm_after_s is None:
             self._warm_after_s = (datetime.now(UTC) - self._started_at).total_seconds()
         if state is not self.state:
-            # between busy and warm it goes with every task
+            # it changes between busy and warm with every task
             say = log.info if state.readiness is not self.state.readiness else log.debug
             say("lane_state", state=state.value, detail=detail, warm_after_s=self._warm_after_s)
         self.state, self._detail, self._leaving_for = state, detail, leaving_for
@@ -66,11 +66,11 @@ class Heartbeat:
 
     @property
     def detail(self) -> str:
-        """What was said with the state."""
+        """The detail that was set with the state."""
         return self._detail
 
     async def published(self) -> None:
-        """Returns once everybody can know the state that was set last. `run` must be running."""
+        """Returns once the state that was set last is published. `run` must be running."""
         while self._published_changes != self._changes:
             self._published.clear()
             await self._published.wait()
@@ -92,9 +92,10 @@ class Heartbeat:
             await set_within(max(0.0, begun_s + self._interval_s - time.monotonic()), self._news)
 
     async def leave(self) -> None:
-        """The lane goes away on purpose: its key is removed, unless its successor has it already.
+        """The lane leaves on purpose. Removes its key, unless its successor has it already.
 
-        Where it leaves for a denial, that stays to be read until its supervisor says so, or it ages out.
+        Where the lane leaves because of a denial, its last report stays until the supervisor replaces it, or it ages
+        out.
         """
         try:
             entry = await self._bucket.get(self._key)
@@ -105,7 +106,7 @@ class Heartbeat:
             else:
                 await self._bucket.update(self._key, self._value(), revision=entry.revision)
         except WrongRevision:
-            return  # the successor spoke just now
+            return  # the successor has just reported
         except TransportUnavailable as error:
             log.warning("lane_key_left", error=str(error))  # it ages out
 

@@ -41,7 +41,7 @@ class HeldTask:
         self.task = task
         self._owner, self._epoch = task.owner, task.epoch
         self.unanswered_since_s: float | None = None
-        """Since when the server answers nothing that is asked of the record, by the monotonic clock; None: it does."""
+        """Since when the server has not answered about the record, by the monotonic clock; None while it answers."""
 
     async def update(self, change: Callable[[GenerationTask], GenerationTask]) -> GenerationTask:
         """Moves the record by *change* and returns the task as stored. Waits for the server as long as it takes.
@@ -86,7 +86,7 @@ class HeldTask:
                 await self._refresh(None)
 
     async def _refresh(self, written: bytes | None) -> bool:
-        """Reads the record; True when it is what *written* says, so that an unanswered write did succeed."""
+        """Reads the record; True when it is what was *written*: then an unanswered write did succeed."""
         entry = await self._read()
         if entry is None or entry.value is None:
             raise OwnershipLost(None)

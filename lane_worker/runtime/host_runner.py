@@ -28,11 +28,11 @@ log = structlog.get_logger("runner")
 
 
 class HostRunner:
-    """A `Runner` over one residence. Its `resident` says what is resident after `run`."""
+    """A `Runner` over one residence, whose `resident` says what is resident after `run`."""
 
     def __init__(self, *, residence: Residence, models: Mapping[str, ModelEntry], slot: str, scratch: Path) -> None:
         self.streak = Streak()
-        """Tasks that failed in a row, for no reason that lies in their requests; the worker notes what it did then."""
+        """Tasks that failed in a row, for reasons other than their requests; the worker notes here what it did then."""
         self.accounts = Accounts(residence, slot)
         self._residence = residence
         self._models = models
@@ -107,7 +107,7 @@ class HostRunner:
             return self._unless_leaving(ended_by_load(error))
         if self._stopped:
             return self._unless_leaving(Ended("cancelled", resident.memory, Stopped()))
-        if image is not None and not image.exists():  # a swap takes minutes, in which somebody may tidy up
+        if image is not None and not image.exists():  # somebody may remove it during a swap of minutes
             return Ended("gave_up", resident.memory, GaveUp("the input image was removed before it was read"))
         return await self._infer(task, image, on_progress, None if resident is before else resident.receipt)
 
@@ -157,7 +157,7 @@ class HostRunner:
             self.streak = failed(self.streak)
 
     def _unless_leaving(self, ended: Ended) -> Ended:
-        """*ended*; a worker that leaves hands the task back on purpose, whatever ended a host that was to stop it."""
+        """*ended*. A worker that leaves hands the task back on purpose, even if the host died instead of stopping."""
         if self._leaving is None or not isinstance(ended.result, (Stopped, GaveUp)):
             return ended
         return replace(ended, result=GaveUp(self._leaving, on_purpose=True))

@@ -1,4 +1,4 @@
-"""Ends a pipeline host that hangs: its worker's loop, which starts another one, may be waiting for that very host."""
+"""Ends a pipeline host that hangs: its worker's loop cannot replace it while the loop itself waits for that host."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,8 @@ log = structlog.get_logger("lane")
 
 
 class HostWatch:
-    """Watches the host of *residence* while it has a model; calls *on_hang* with the seconds before it kills it."""
+    """Watches the host of *residence* while it has a model; calls *on_hang* with the seconds of silence
+    before it kills it."""
 
     def __init__(
         self, residence: Residence, *, limit_s: float, look_every_s: float, on_hang: Callable[[float], None]
@@ -30,7 +31,7 @@ class HostWatch:
             if silent_s < self._limit_s:
                 await asyncio.sleep(min(self._limit_s - silent_s, self._look_every_s))
                 continue
-            # It may be this process that was stopped: then the host's answers are still to be read.
+            # This process itself may have been stopped: then it has not yet read the host's answers.
             await asyncio.sleep(2 * PING_S)
             silent_s = self._silent_s()
             if silent_s >= self._limit_s:

@@ -22,8 +22,9 @@ async def input_image(held: HeldTask, artifacts: Artifacts, scratch: Scratch, *,
     """The input image of *held* in a file in *scratch*. None where it has none, where the image does not come within
     *wait_limit_s*, and where there is no room for it.
 
-    The gateway stores the image after it has published the task, however long its store takes: the worker waits for it
-    under the lease. Raises OwnershipLost when the task ends meanwhile: it was cancelled, or the image was not stored.
+    The gateway stores the image after it has published the task, and its store may take long: the worker waits for the
+    image under the lease. Raises OwnershipLost when the task ends meanwhile: it was cancelled, or the image was not
+    stored.
     """
     stored = held.task.image_path
     if stored is None:

@@ -30,7 +30,7 @@ class Keeping:
 
     def warmed_up(self, resident: Resident, clean: MemoryReading) -> None:
         """A generation has warmed *resident* up, and left *clean*."""
-        if resident is not self.loaded:  # else it was not loaded: what tasks left since then still counts
+        if resident is not self.loaded:  # else nothing was loaded: what tasks have left still counts
             self.loaded, self.clean, self._tasks = resident, clean, 0
         self._idle_since_s = time.monotonic()
 
@@ -41,8 +41,8 @@ class Keeping:
 
     async def next_step(self, resident: Resident | None, memory: MemoryReading | None, *, queue_is_empty: bool) -> Step:
         """What the idle lane does with *resident*, whose host held *memory* after its last task."""
-        if resident is not None and resident is not self.loaded:  # by a task that needed it anew
-            # `clean` stays: this host had no warm-up, and beside a mere load its first large task would seem to leak
+        if resident is not None and resident is not self.loaded:  # a task had it loaded anew
+            # `clean` stays: this host had no warm-up, and compared with a mere load its first large task seems to leak
             self.loaded, self._tasks = resident, 0
         wear = Wear(self._tasks, residue_bytes(self.clean, memory) if self._tasks else 0)
         others = Others.NONE

@@ -1,8 +1,8 @@
-"""The hand of a lane: when it is free it looks at what waits in the queue of its model, takes one task, and gives the
-rest back at once (ADR 0042).
+"""The hand of a lane: a free lane looks at what waits in the queue of its model, takes one task, and naks the rest at
+once (ADR 0042).
 
-Lanes of one model share their queue, and any of them may be free next. So none keeps a message that it does not start:
-what a lane does not choose is delivered to the next one that looks, which may be itself.
+Lanes of one model share their queue, and any of them may be free next. So no lane keeps a message that it does not
+start: the server redelivers it to the next lane that looks, which may be the same one.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.nats.pull import Pull
 
-# What waits comes within this time, or another lane has taken some of it.
+# Messages that wait come within this time, unless another lane has taken some of them.
 LOOK_S: Final = 0.1
-# Where the last look found one class and one caller, the order of arrival is the right one for this long: a lane whose
-# tasks take milliseconds does not look before each.
+# After a look that found one class and one caller, a lane takes tasks in the order of arrival for this long: a lane
+# whose tasks take milliseconds does not look before each.
 ALIKE_S: Final = 0.25
 
 
 class LaneHand:
-    """The `Source` of a lane that serves *stream*: of the oldest LANE_LOOK_MAX messages *order* chooses the next."""
+    """The `Source` of a lane that serves *stream*: *order* chooses the next of the oldest LANE_LOOK_MAX messages."""
 
     def __init__(self, link: NatsLink, stream: str, *, order: Order) -> None:
         self._link = link
@@ -90,9 +90,9 @@ class LaneHand:
             try:
                 task = queued_task(message)
             except UnreadableTask:
-                return NextMessage(message)  # the work loop reports it, and ends it or leaves it
+                return NextMessage(message)  # the work loop reports it, and terminates or naks it
             messages[task.message_id] = message
-            # a lane takes an overdue task as well: whoever moves its record first wins (ADR 0007)
+            # a lane takes an overdue task as well: the first to move its record wins (ADR 0007)
             waiting.append(replace(waiting_of(task), deadline_s=math.inf))
         if len(hand) == 1:
             self._order.take_only(waiting[0])

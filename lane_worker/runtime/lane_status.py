@@ -1,4 +1,4 @@
-"""What a lane reports of itself in its heartbeat: one place decides what may be said when (design §6)."""
+"""What a lane reports of itself in its heartbeat: one place decides what it may report when (design §6)."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ class LaneStatus:
     def __init__(self, heartbeat: Heartbeat) -> None:
         self.drains = False
         self._heartbeat = heartbeat
-        self._failures: tuple[float, ...] = ()  # when loads failed, since the last one that did not
+        self._failures: tuple[float, ...] = ()  # when loads failed, since the last success
 
     def show(self, state: LaneState, detail: str = "") -> None:
         """The lane is in *state* now."""
@@ -39,7 +39,7 @@ class LaneStatus:
             self.show(LaneState.UNHEALTHY, error)
 
     def hangs(self, silent_s: float) -> None:
-        """The lane's host did not answer for so long."""
+        """The lane's host did not answer for *silent_s* seconds."""
         self.show(LaneState.UNHEALTHY, f"the pipeline host did not answer for {silent_s:.0f} s")
 
     def succeeded(self) -> None:
@@ -47,8 +47,8 @@ class LaneStatus:
         self._failures = ()
 
     async def announce(self, state: LaneState, detail: str) -> bool:
-        """Shows *state* and waits until the server has it; whether the lane may act on it. It is WARM again where that
-        is unknown."""
+        """Shows *state* and waits until the server has it. Returns whether the lane may act on it; where the server
+        does not answer, the lane is WARM again."""
         self.show(state, detail)
         try:
             async with asyncio.timeout(ANNOUNCED_S):
@@ -59,7 +59,7 @@ class LaneStatus:
         return not self.drains
 
     def drain(self, *, for_quota: bool) -> None:
-        """The lane leaves, and says so at once: *for_quota*, where the provider denies it any longer."""
+        """The lane leaves, and reports that at once. *for_quota*: it leaves because the quota denies it."""
         if for_quota:
             self._heartbeat.set(LaneState.DRAINING, "the quota does not allow it any more", leaving_for="quota")
         else:

@@ -1,4 +1,4 @@
-"""The other lanes of a model, asked of the server when they matter: a watch would cost every lane all heartbeats."""
+"""The other lanes of a model, read when they matter: with a watch, every lane would receive all heartbeats."""
 
 from datetime import timedelta
 

@@ -19,7 +19,8 @@ from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from ops.waiting import set_within
 
-# A step of a real model takes seconds; the record's history is worth more than a smoother bar.
+# A step of a real model takes seconds. Each write pushes an older revision out of the record's history, which is worth
+# more than a smoother progress bar.
 PROGRESS_INTERVAL_S: Final = 1.0
 
 log = structlog.get_logger("lease")
@@ -40,7 +41,7 @@ class LeaseKeeper:
         self._hints: Subscription | None = None
 
     async def __aenter__(self) -> "LeaseKeeper":
-        # no await here: what the caller does inside, starting the inference, comes before any of the keeping
+        # no await here: the caller starts the inference inside, and that comes before any of the keeping
         self._keeper = asyncio.create_task(self._keep())
         return self
 
@@ -53,11 +54,11 @@ class LeaseKeeper:
                 log.debug("unsubscribe_failed", error=repr(error))
 
     async def stop(self) -> None:
-        """Renews no more. A renewal that is under way may still be stored, and loses to whoever writes next."""
+        """Renews no more. A renewal that is under way may still be stored; the next writer overrides it."""
         await end(self._keeper)
 
     def report(self, progress: StepsDone) -> None:
-        """The inference went on; the record follows within a second or so."""
+        """Takes *progress* of the inference; the record follows within a second or so."""
         self._progress = progress
         self._wake.set()
 
@@ -67,7 +68,7 @@ class LeaseKeeper:
         self._wake.set()
 
     async def _hint(self) -> None:
-        # our own writes show here too: only a record that we did not expect makes us look
+        # our own writes show here too: the look decides whether the record is still ours
         self._look = True
         self._wake.set()
 
@@ -82,7 +83,7 @@ class LeaseKeeper:
         try:
             self._hints = await self._link.entries.hints(TASKS, self._held.task.id, self._hint)
         except Exception as error:
-            # hints only make a cancel quicker; the renewal finds it out as well
+            # hints only make a cancel quicker; the renewal finds out as well
             log.warning("no_hints", task_id=self._held.task.id, error=repr(error))
         renewed_s = written_s = time.monotonic()
         written, is_away = self._progress, False

@@ -32,14 +32,14 @@ async def drain(
     """Waits *drain_s* for *serving* to end by itself, then calls *leave* to stop its task and hand it back.
 
     A step or a load that does not stop for that within LEAVE_S is ended with its host, by *kill*, and the task is
-    handed back all the same. A task that waits for nothing but a server that does not answer, such as one whose disk
-    is full, is waited for *unanswered_s* at most; *waits_for_server_s* says for how long it has waited.
+    handed back all the same. A task that only waits for a server that does not answer, such as one whose disk is full,
+    gets *unanswered_s* at most; *waits_for_server_s* says for how long it has waited.
     *serving* is over when this returns.
     """
     begun_s = time.monotonic()
 
     async def over(within_s: float) -> bool:
-        """Whether *serving* ended; ends it where the server is waited for too long."""
+        """Whether *serving* ended; ends it where it waits for the server for too long."""
         until_s = time.monotonic() + within_s
         while (now_s := time.monotonic()) < until_s:
             done, _ = await asyncio.wait({serving}, timeout=min(LOOK_EVERY_S, until_s - now_s))
@@ -47,7 +47,7 @@ async def drain(
                 return True
             now_s = time.monotonic()
             if min(waits_for_server_s(now_s), now_s - begun_s) >= unanswered_s:
-                # as below
+                # the lease runs out, and the sweeper gives the task to another worker
                 log.error("not_settled", unanswered_s=unanswered_s, advice="the server took no writes; see its log")
                 await end(serving)
                 return True
@@ -60,7 +60,7 @@ async def drain(
     if await over(LEAVE_S):
         return
     log.warning("drain_kills_the_host", after_s=drain_s + LEAVE_S)
-    with contextlib.suppress(HostLost):  # it survives even that
+    with contextlib.suppress(HostLost):  # the host survives even SIGKILL
         await kill()
     if not await over(HAND_BACK_S):
         # the lease runs out, and the sweeper gives the task to another worker

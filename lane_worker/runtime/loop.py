@@ -38,7 +38,7 @@ from ops.telemetry.tracing import (
 from ops.telemetry.unreadable import unreadables
 from ops.waiting import unless
 
-# How long a message that a newer version may have written rests before another worker gets it.
+# How long after its nak a message that a newer version may have written goes to another worker.
 LEFT_S: Final = 2.0
 
 log = structlog.get_logger("loop")
@@ -83,7 +83,8 @@ class WorkLoop:
 
     @property
     def trouble(self) -> str | None:
-        """Why no task can come: the queue's consumer is gone, and cannot be made anew. None while all is well."""
+        """Why no task can come: the queue's consumer is gone, and cannot be made anew, or has no leader. None while all
+        is well."""
         return self._source.trouble
 
     def waits_for_server_s(self, now_s: float) -> float:
@@ -91,8 +92,8 @@ class WorkLoop:
         return 0.0 if self._attempt is None else self._attempt.waits_for_server_s(now_s)
 
     async def serve_one(self, stop: asyncio.Event) -> bool:
-        """Waits up to 2 s for a task, and runs it to its end; whether one came. Returns at once when *stop* is set
-        while waiting, and soon where the server then does not take the claim."""
+        """Waits up to 2 s for a task, and runs it to its end. Returns whether one came: at once when *stop* is set
+        while it waits, and soon where the server then does not take the claim."""
         came = await unless(stop.wait(), self._source.next())
         following = None if came is None else came.value
         if following is None:
@@ -136,11 +137,11 @@ class WorkLoop:
     def _task_span(
         self, task: GenerationTask, message: Msg, delivered_at: datetime, *, sender: str | None, after: str | None
     ) -> Iterator[None]:
-        """Everything that this worker does for *task*, below *sender*, which sent *message*; *after* is the attempt
-        before this one."""
+        """The span of everything that this worker does for *task*, below the span *sender*, which sent *message*.
+        *after* is the attempt before this one."""
         sender = sender or task.traceparent
         attributes = of_message(task, "process", self._stream) | of_attempt(task)
-        # beside what follows and not below it: they are sent while it runs
+        # siblings of the span that follows, not its children: they are sent while it runs
         claimed_at = datetime.now(UTC)
         queue_wait = record("queue.wait", task.queued_at, claimed_at, of_task(task), traceparent=sender)
         record("claim", delivered_at, claimed_at, of_task(task), traceparent=queue_wait)

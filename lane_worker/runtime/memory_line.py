@@ -39,8 +39,8 @@ def log_memory(
 ) -> None:
     """*memory* is what the host holds after its cleanup; None when the host process is gone.
 
-    Then the system took its memory back with it, and there was nothing left to clean. *device* is what the worker read
-    of the card at that moment, None on a CPU: the only figure of a card whose host is gone.
+    A host that is gone left nothing to clean: the system took its memory back. *device* is what the worker read of the
+    card at that moment; None on a CPU. It is the only figure of a card whose host is gone.
     """
     reading = with_device(MemoryReading(rss_bytes=0) if memory is None else memory, device)
     memory_read(reading, slot=slot, model=model, outcome=outcome)

@@ -1,8 +1,8 @@
-"""The name of a worker belongs to one process: two of one name would overwrite each other in KV `lanes`. So does a slot
-that a lane has: a second one could only wait for its card.
+"""A worker's name belongs to one process: two of one name would overwrite each other in KV `lanes`. A slot with a lane
+belongs to that lane alone: a second lane could only wait for the card.
 
-Within a data folder a lock says whose it is; the kernel drops it with the process. Beyond that, the entry in KV `lanes`
-has to show: its writer may run with another data folder, or on another machine.
+Within a data folder a lock decides whose the name is; the kernel drops it with the process. Beyond that, the entry in
+KV `lanes` decides: its writer may run with another data folder, or on another machine.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ from ops.nats.link import NatsLink
 FOLDER: Final = "workers"
 SLOTS: Final = "slots"
 LOOK_S: Final = 0.1
-# A lane that lives has spoken by then.
+# A lane that lives has reported within this many intervals of its heartbeat.
 SILENT_BEATS: Final = 1.5
-# What its supervisor says of a lane that has no process, or none that has spoken yet.
+# What a supervisor reports of a lane that has no process, or none that has reported yet.
 _NOBODY: Final = frozenset(
     {LaneState.STARTING, LaneState.CRASH_LOOPING, LaneState.QUOTA_DENIED, LaneState.CAPACITY_DENIED}
 )
-# Two figures that differ by less are the start of one process. Each is exact to a hundredth of a second, by a clock
-# that may have been set since.
+# Two start times that differ by less are of one process. Each is exact to a hundredth of a second, by a clock that may
+# have been set in between.
 _SAME_START_S: Final = 2.0
 
 
@@ -49,9 +49,9 @@ class NameHeld(Exception):
 
 
 class NameHolder(Struct, frozen=True):
-    """The process that holds a name, or held it last. One that *leaves* lets go of it soon. *name* is its own, and
-    *host* is where it runs: containers that share a data folder have pids of their own. Notes of an earlier version
-    lack it."""
+    """The process that holds a name, or held it last. One that *leaves* lets go of it soon. *name* is its worker's
+    name, and *host* is where it runs: containers that share a data folder have pids of their own. Notes of an earlier
+    version lack *host*."""
 
     pid: int
     started_at: datetime
@@ -76,9 +76,9 @@ class HeldName:
         self._write()
 
     def leaves(self) -> None:
-        """We drain: whoever is to follow us under the name waits for our end."""
+        """This process drains: a successor under the name waits for its end."""
         self._me = msgspec.structs.replace(self._me, leaves=True)
-        with contextlib.suppress(OSError):  # then it is refused, and started again
+        with contextlib.suppress(OSError):  # then the successor is refused, and started again
             self._write()
 
     def _write(self) -> None:
@@ -167,16 +167,16 @@ def whose(
     age_s: float,
     silent_s: float,
 ) -> Whose:
-    """Whether the process that wrote *seen* lives. Pure.
+    """Whose the name is, by the entry *seen*: whether the process that wrote it lives. Pure.
 
     *before* held the name in our data folder and is gone. *is_here*: the writer runs on this machine. *beats*: it has
-    spoken again since we first looked. *age_s* is how old its last word is; after *silent_s* it counts as gone.
+    reported again since we first looked. *age_s* is the age of its last report; after *silent_s* it counts as gone.
 
-    1. Nobody's: no entry, or one of a state in which a supervisor speaks, for a lane without a process.
-    2. It runs here, or it has spoken again: another's.
-    3. It is who held the name before us: ours.
-    4. It was silent for too long: ours.
-    5. It may run elsewhere: uncertain.
+    1. There is no entry, or a supervisor wrote it for a lane without a process: ours.
+    2. The writer runs here, or has reported again: another's.
+    3. The writer is the process that held the name before us: ours.
+    4. The writer was silent for too long: ours.
+    5. The writer may run elsewhere: uncertain.
     """
     if seen is None or seen.state in _NOBODY:  # 1
         return Whose.OURS

@@ -64,7 +64,7 @@ class WorkerOptions(Struct, frozen=True, kw_only=True):
 
 
 def worker_options(role: Role, *, name_help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The options of a worker that speaks to nats-server as *role*; the command is given *given*."""
+    """The options of a worker that connects to nats-server as *role*. The command gets them as *given*."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @slot_option

@@ -1,6 +1,6 @@
 """What a worker knows when it chooses its next task: what it has loaded, measured and started (ADR 0038, ADR 0042).
 
-`contracts/order.py` decides; its memory is here. A new worker, and a new leader, begins without any.
+`contracts/order.py` decides; what it has to remember is here. A new worker, or a new leader, begins without any of it.
 """
 
 import statistics
@@ -33,9 +33,9 @@ from contracts.tasks import GenerationTask, OrderDecision
 from lane_worker.runtime.outcome import Result, Runner, Succeeded, Unsuccessful
 from ops.telemetry import metrics
 
-# A run, or a swap, is expected to take the median of its last so many.
+# A run of a model, or a swap to it, is expected to take the median of this many of its last ones.
 SAMPLES_MAX: Final = 9
-# The state shows for this many callers how much of the card they had.
+# The state shows how much of the card this many callers had.
 CALLERS_SHOWN: Final = 32
 # What ends the slice of a model: none of it waits; its time is over; a stricter class, or one whose turn it is, waits
 # for another model; a task would expire (rule 5); or the order is that of arrival, which has no slices.
@@ -55,7 +55,7 @@ class Order:
         self._chosen: tuple[Choice, Sequence[Waiting]] | None = None
         self._tally = OrderTally()
         self._free_at: datetime | None = None  # when what runs is expected to end
-        self._running: OnCard | None = None  # its model, from when that is loaded
+        self._running: OnCard | None = None  # the model of what runs, once that is loaded
 
     def choose(self, waiting: Sequence[Waiting], *, now: datetime) -> tuple[str, OrderDecision] | None:
         """The id of the task among those *waiting* that is to be claimed next, and why; None where none may start.
@@ -85,9 +85,9 @@ class Order:
         return choice.task.task_id, decision
 
     def take_only(self, waiting: Waiting) -> None:
-        """*waiting* is all that waits, and is claimed next: `choose` would say so too, at the price of weighing it.
+        """*waiting* is the only task that waits, and is claimed next: `choose` would choose it too, but take longer.
 
-        A worker that was idle comes here, and its task waits for nothing else.
+        An idle worker comes here, and its task waits for nothing but this choice.
         """
         self._chosen = Choice(waiting, (2,) if self._policy.order == "fifo" else ()), (waiting,)
 
@@ -113,7 +113,7 @@ class Order:
         )
 
     def ran(self, task: GenerationTask, result: Result, *, seconds: float, now: datetime) -> None:
-        """The run of *task* took *seconds* in all, with the swap where there was one."""
+        """The run of *task* took *seconds* in all, including the swap where there was one."""
         self._free_at = self._running = None
         swap = result.swap if isinstance(result, (Succeeded, Unsuccessful)) else None
         swap_s = 0.0
@@ -132,10 +132,10 @@ class Order:
             _note(self._runs_s, task.model, max(0.0, seconds - swap_s))
 
     def next_model(self, waiting: Sequence[Waiting]) -> str | None:
-        """The model that will be loaded in place of the one that runs, when that is done, if nobody else comes.
+        """The model that will be loaded next, when the task that runs is done, if no other task comes.
 
-        None where the same one goes on, where nothing waits that may still start then, and while nothing runs or its
-        own model is not loaded yet.
+        None where the same model goes on, where no task waits that may still start then, and while nothing runs or the
+        running task's model is not loaded yet.
         """
         if self._running is None or self._free_at is None or self._resident() != self._running.model:
             return None

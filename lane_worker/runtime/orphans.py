@@ -8,7 +8,7 @@ log = structlog.get_logger("loop")
 
 
 async def delete_or_leave(artifacts: Artifacts, path: str) -> None:
-    """Deletes the file at *path*. Where the store does not, the gateway's janitor finds it later."""
+    """Deletes the file at *path*. Where that fails, the gateway's janitor finds it later."""
     try:
         await artifacts.delete(path)
     except StorageFailed as error:

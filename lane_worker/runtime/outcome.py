@@ -1,4 +1,4 @@
-"""What became of a task, and the `Runner` that says so: shared by the loop that settles tasks and what runs them."""
+"""What became of a task, and the `Runner` that reports it. The loop that settles tasks and their runners share this."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -52,7 +52,8 @@ class Runner(Protocol):
     """Runs one task. Memory is clean and its log line written when `run` returns, on every path (FR-008, FR-009)."""
 
     async def run(self, task: GenerationTask, image: Path | None, on_progress: Callable[[StepsDone], None]) -> Result:
-        """Runs *task*; *image* is its input image, None where it has none or where it could not be had."""
+        """Runs *task*; *image* is its input image, None where it has none or where the worker could
+        not get it."""
         ...
 
     def stop(self, task_id: str) -> None:

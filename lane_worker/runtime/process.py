@@ -31,7 +31,7 @@ from ops.telemetry.unreadable import Role
 
 
 class Surroundings(Struct, frozen=True):
-    """What a worker stands in. SIGTERM and SIGINT set *stop*; LEAVE_FOR_QUOTA sets *for_quota*, and *stop* after it."""
+    """What surrounds a worker. SIGTERM and SIGINT set *stop*; LEAVE_FOR_QUOTA sets *for_quota*, and *stop* after it."""
 
     link: NatsLink
     artifacts: Artifacts
@@ -50,9 +50,11 @@ async def connected(
     require: Callable[[NatsLink, HeldName], Awaitable[None]],
     slot: str | None = None,
 ) -> AsyncIterator[Surroundings]:
-    """What a worker stands in: the *name* is ours, and the *slot* of a lane; signals end it, and the server is there,
-    with the right time and with what *require* asks for. So is the store of the *artifacts*, which takes what is
-    written: no card spends minutes on a video that cannot be stored.
+    """What surrounds a worker, once all of it is there.
+
+    The process holds *name*, and for a lane its *slot*. Signals end it. The server has the right time, and what
+    *require* asks for. The store of the *artifacts* takes what is written: no card spends minutes on a video that
+    cannot be stored.
 
     It waits for a server, and for what `warmlane provision` makes there. Raises LeftWaiting for a signal meanwhile;
     NameHeld before anything is written, StorageFailed, and what else *require* raises.
@@ -92,7 +94,7 @@ async def connected(
 
 
 def run_to_end(role: Role, work: Coroutine[Any, Any, None], *, instance: str, listen: Listen | None) -> None:
-    """Runs *work*, whose spans and metrics go out under the name *instance*, and to `/metrics` where *listen* says.
+    """Runs *work*. Its spans and metrics go out under the name *instance*; `/metrics` is served where *listen* says.
 
     Raises click.ClickException for what ended it, where a user can put that right.
     """

@@ -7,10 +7,10 @@ from nats.aio.msg import Msg
 
 from contracts.tasks import GenerationTask, UnreadableRecord, UnreadableTask, decode_task, may_be_newer
 
-# Messages that a newer version may have written are left for one of its workers: for LEFT_MAX_S in all.
+# A message that a newer version may have written is left to that version's workers for this long in all.
 LEFT_MAX_S: Final = 60.0
-# The gateway makes the record of a message about a millisecond after it. A worker that has just got the message comes
-# first, and does not look for a record before it makes one.
+# The gateway makes the record of a message about a millisecond after the message. A worker that gets the message sooner
+# makes the record itself, without looking for one first.
 FRESH_S: Final = 0.05
 
 
@@ -33,7 +33,7 @@ def is_left(message: Msg, error: UnreadableTask) -> bool:
 
 
 def is_fresh(message: Msg, queued: GenerationTask) -> bool:
-    """Whether no record is to be expected yet. A guess, also where the clocks differ: a claim finds out."""
+    """Whether no record is to be expected yet. It is a guess, and clocks may differ: the claim finds out."""
     return queued.epoch == 0 and _age_s(message) < FRESH_S
 
 

@@ -18,8 +18,8 @@ log = structlog.get_logger("loop")
 class Scratch:
     """`<data>/scratch/<slot>/<owner>`. The worker that this one replaces may still be finishing its task in its own.
 
-    Its owner lives for as long as the kernel says so: it holds an flock on the file `lock` in it, which ends with the
-    process, however that ends. The folder's age says nothing: a standby writes nothing for days.
+    The owner holds an flock on the file `lock` in its folder, which the kernel drops when the process ends, however it
+    ends. Only the lock shows whether the owner lives: the folder may be old, since a standby writes nothing for days.
     """
 
     def __init__(self, data_dir: Path, *, slot: str, owner: str) -> None:
@@ -34,7 +34,7 @@ class Scratch:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # removed this very moment: once more
                 self._lock = _open(self.folder / LOCK, os.O_CREAT)
-                # it ends: whoever holds it takes the folder for nobody's, removes it, and lets go
+                # this wait ends: a process that holds the lock takes the folder for nobody's, removes it, and lets go
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def remove_what_others_left(self) -> None:

@@ -1,4 +1,4 @@
-"""Brings what became of a task onto its record, under the lease (design §4, Settle)."""
+"""Writes what became of a task to its record, under the lease (design §4, Settle)."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ from ops.artifacts import Artifacts, StorageFailed
 from ops.telemetry import metrics
 from ops.telemetry.tracing import current_span, failed, of_task, span
 
-# One of 320 pixels has 5 to 20 kB.
+# A thumbnail of 320 pixels has 5 to 20 kB.
 THUMBNAIL_MAX_BYTES: Final = 256 * 1024
 
 log = structlog.get_logger("loop")
@@ -84,7 +84,7 @@ class Settlement:
         )
 
     async def _store_thumbnail(self, content: bytes) -> ThumbnailFile | None:
-        """Stores *content*, if it is one; what becomes of it changes nothing about the video."""
+        """Stores *content*, if it is a thumbnail. A failure changes nothing about the video."""
         task = self._held.task
         if not 0 < len(content) <= THUMBNAIL_MAX_BYTES:
             return None

@@ -1,7 +1,7 @@
 """What a worker shows of its slot in KV `slots`, and the quarantine that is kept there (design §3, §7, ADR 0010).
 
-It is for display, with one exception: nobody opens a slot whose entry reads `quarantined`. An operator lifts that, with
-`warmlane slots lift SLOT` or `nats kv del slots SLOT`. Shared by both kinds of worker.
+It is for display, with one exception: no worker opens a slot whose entry reads `quarantined`. An operator lifts that,
+with `warmlane slots lift SLOT` or `nats kv del slots SLOT`. Shared by both kinds of worker.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class SlotDisplay:
         # what was stored of that, or given up because the entry is another worker's
         self._stored: VideoPipelineSlot | None = None
         self._revision: int | None = None
-        # by what was seen last; an entry that another worker wrote is not ours to write again when it is gone
+        # whether the entry seen last is ours; one that another worker wrote is not ours to write again when it is gone
         self._is_ours = False
         self._seen = 0
         self.quarantine: VideoPipelineSlot | None = None
@@ -52,7 +52,7 @@ class SlotDisplay:
     def take(self) -> None:
         """This worker opens the slot now: what it shows from here on replaces what another worker showed.
 
-        Until its next `take`, it stays silent once another worker has written the entry.
+        Once another worker has written the entry, this one writes nothing until its next `take`.
         """
         self._revision = None
 
@@ -86,13 +86,13 @@ class SlotDisplay:
                 self._changed.set()
 
     async def settled(self) -> None:
-        """Returns once what was shown last is stored, or is not ours to store any more: then `quarantine` is true."""
+        """Returns once what was shown last is stored, or is not ours to store any more: `quarantine` is known then."""
         while self._wanted is not self._stored:
             self._changed.clear()
             await self._changed.wait()
 
     async def refresh(self) -> None:
-        """Writes again what this worker shows: as long as that is done, it is there (`contracts.lanes.is_shown`)."""
+        """Writes again what this worker shows: readers believe it no longer than that (`contracts.lanes.is_shown`)."""
         with contextlib.suppress(TransportUnavailable, WrongRevision):
             if self._stands is not None:
                 shown, revision = self._stands
@@ -108,7 +108,7 @@ class SlotDisplay:
         return None if is_quarantined else (self._stored, self._revision)
 
     async def leave(self) -> None:
-        """The last state gets some seconds to be stored, and is removed then, unless it is a quarantine.
+        """Waits some seconds until the last state is stored, and then removes it, unless it is a quarantine.
 
         `run` must still be running.
         """
@@ -119,7 +119,7 @@ class SlotDisplay:
                     await self._entry.remove(self._stands[1])
 
     async def look(self) -> VideoPipelineSlot | None:
-        """`quarantine`, asked of the server itself. Look before the slot is opened. Raises TransportUnavailable."""
+        """`quarantine`, read from the server itself. Call it before the slot is opened. Raises TransportUnavailable."""
         self._see(await self._entry.read())
         return self.quarantine
 
@@ -161,7 +161,7 @@ class SlotDisplay:
     def _again(self) -> None:
         """The bucket went back: what was seen there counts no more, and what this worker shows is shown again.
 
-        A quarantine of ours too: the card is what it was, and a lift that was lost with it is asked for once more.
+        That includes a quarantine of ours: the card has not changed. Where a lift was lost, an operator lifts it again.
         """
         self._seen = 0
         if self._wanted is not None and self._revision is not None:
@@ -169,7 +169,7 @@ class SlotDisplay:
             self._news.set()
 
     def _see(self, entry: Versioned[VideoPipelineSlot] | None) -> None:
-        """The entry as the server had it; what is older than what was seen or written proves nothing."""
+        """Takes the entry as the server had it, unless it is older than what was seen or written here."""
         revision = 0 if entry is None else entry.revision
         if revision <= self._seen and entry is not None:
             return

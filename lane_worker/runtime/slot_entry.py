@@ -54,7 +54,7 @@ class SlotEntry:
         return await self._bucket.get(self.slot)
 
     async def write(self, shown: VideoPipelineSlot, *, revision: int) -> int:
-        """Stores *shown* over *revision*; the new one. Raises WrongRevision."""
+        """Stores *shown* over *revision*. Returns the new revision. Raises WrongRevision."""
         return await self._bucket.update(self.slot, shown, revision=revision)
 
     async def remove(self, revision: int) -> None:

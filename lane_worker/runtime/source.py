@@ -1,4 +1,4 @@
-"""Where a work loop gets its next message: whoever serves a queue chooses it there."""
+"""Where a work loop gets its next message. Each kind of worker has a `Source` of its own, which chooses it."""
 
 from typing import Protocol
 
@@ -9,18 +9,19 @@ from contracts.tasks import OrderDecision
 
 
 class NextMessage(Struct, frozen=True):
-    """The message of the task that comes next; *order* is why, where somebody chose it among others."""
+    """The message of the task that comes next; *order* says why, where it was chosen among others."""
 
     message: Msg
     order: OrderDecision | None = None
 
 
 class Source(Protocol):
-    """The messages of one work queue. What `next` gives is the caller's to ack, nak or terminate."""
+    """The messages of one work queue. The caller acks, naks or terminates what `next` gives."""
 
     @property
     def trouble(self) -> str | None:
-        """Why no message can come: the queue's consumer is gone, and cannot be made anew. None while all is well."""
+        """Why no message can come: the queue's consumer is gone, and cannot be made anew, or has no leader. None while
+        all is well."""
         ...
 
     async def next(self) -> NextMessage | None:

@@ -16,7 +16,7 @@ log = structlog.get_logger("runner")
 
 
 class Steps:
-    """Takes the steps of *task*, which *swap* came before if any, and passes them on to *on_progress*.
+    """Takes the steps of *task*, and passes them on to *on_progress*. *swap* is the swap before the task, if any.
 
     *after_s* is what will probably follow the last step, in seconds, where that is known.
     """
@@ -30,7 +30,7 @@ class Steps:
         after_s: float | None = None,
     ) -> None:
         self.started_at = datetime.now(UTC)
-        """When the inference began: when it was asked for, until its host has reported step 0."""
+        """When the inference began. Until its host has reported step 0: when it was asked for."""
         self.finished: list[StepFinished] = []
         self.swap = swap
         """With the time of the first step, once that is known."""

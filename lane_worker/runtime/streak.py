@@ -9,7 +9,7 @@ REST_MAX_S: Final = 60.0
 
 
 class Streak(Struct, frozen=True):
-    """*failures* of tasks in a row since a task was done, or since the process was made anew for that (*renewed*).
+    """*failures*: tasks that failed in a row since one was done, or since the process was renewed for that (*renewed*).
 
     *rests* is how often the worker has left service since a task was done.
     """
@@ -34,7 +34,7 @@ class Rest(Struct, frozen=True):
 
 
 Advice = Serve | Renew | Rest
-# Of the metric `hosts_distrusted`: one failure said so; several in a row; and they went on in a fresh process.
+# Reasons of the metric `hosts_distrusted`: a fatal failure; several failures in a row; one more in a fresh process.
 DISTRUST: Final = ("fatal", "in_a_row", "rest")
 
 
@@ -62,13 +62,13 @@ def words(streak: Streak) -> str:
 
 
 def failed(streak: Streak) -> Streak:
-    """Another task failed, for no reason that lies in its request."""
+    """Another task failed, for a reason other than its request."""
     return Streak(streak.failures + 1, streak.renewed, streak.rests)
 
 
 def not_loaded(streak: Streak) -> Streak:
-    """Another task failed because its model could not be loaded: in a fresh process that is the model's own fault, and
-    nobody who asks for another has to wait for it."""
+    """Another task failed because its model could not be loaded. In a fresh process that is the model's own fault, and
+    no task of another model has to wait for it."""
     return streak if streak.renewed else failed(streak)
 
 

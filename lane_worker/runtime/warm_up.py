@@ -22,11 +22,11 @@ PICTURE_PIXELS: Final = 64  # of a side
 
 
 class WarmUpFailed(HostLost):
-    """The warm-up came to no video, so the lane is not warm; its host is gone."""
+    """The warm-up made no video, so the lane is not warm; its host is gone."""
 
 
 class TooLargeForCard(WarmUpFailed):
-    """The card ran out of memory in the warm-up: it cannot serve what the settings admit, whenever that is tried."""
+    """The card ran out of memory in the warm-up: it can never serve what the settings admit."""
 
 
 def warm_up_request(model: ModelEntry, folder: Path) -> Generate:
@@ -41,8 +41,8 @@ def warm_up_request(model: ModelEntry, folder: Path) -> Generate:
 
 
 def warm_up_parameters(model: ModelEntry) -> GenerationParameters:
-    """A generation within the limits of *model*, but for its steps: of the largest video it runs the fewest that use
-    every transformer, since one step more needs no more memory."""
+    """A generation within the limits of *model*, except for its steps: for the largest video it runs the fewest that
+    use every transformer, since one step more needs no more memory."""
     limits = model.constraints
     size = warm_up_size(model)
     steps = int(limits.steps.value_when_absent or 1)
@@ -63,7 +63,7 @@ def warm_up_parameters(model: ModelEntry) -> GenerationParameters:
 def warm_up_size(model: ModelEntry) -> Size:
     """The video that warms *model* up: the smallest that its limits admit, or the one that needs most memory.
 
-    Of those that `largest_sizes` names, with tiling of the VAE the transformer decides, and without it the VAE's frame.
+    `largest_sizes` names two: with VAE tiling the transformer decides which it is, without it the VAE's frame.
     """
     limits = model.constraints
     if model.warm_up == "smallest":
@@ -84,7 +84,7 @@ def fewest_steps(checkpoint: Checkpoint, steps: int) -> int:
 
 
 def with_picture(request: Generate, model: ModelEntry, folder: Path) -> Generate:
-    """*request* with a picture, as a client's would come: a file in *folder*. As it is where *model* takes none."""
+    """*request* with a picture in a file in *folder*, as a client's would come; unchanged where *model* takes none."""
     if model.constraints.image.presence == "unsupported":
         return request
     content = picture()
@@ -114,7 +114,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def warm_up_failure(model: ModelEntry, outcome: Outcome) -> WarmUpFailed:
-    """What is said of a warm-up that ended as *outcome*, and what to do where the card is too small."""
+    """The error of a warm-up that ended as *outcome*. It says what to do where the card is too small."""
     size = warm_up_size(model)
     if isinstance(outcome, TimedOut):
         limit = f"timeouts.{outcome.limit} of {outcome.seconds:g} s"

@@ -49,11 +49,11 @@ Step = Stay | Recycle | Evict
 
 
 def next_step(warmth: Warmth, wear: Wear, *, idle_s: float, queue_is_empty: bool, others: Others) -> Step:
-    """What an idle lane does with its warm pipeline. *others* is of no account unless `worn_out` gives a reason.
+    """What an idle lane does with its warm pipeline. *others* matters only where `worn_out` gives a reason.
 
     1. It is worn out, and another lane is warm: Recycle.
     2. It is worn out, there is no other lane to wait for, and nothing waits in the queue: Recycle.
-    3. It is worn out twice over: Recycle, at whatever moment.
+    3. It is worn out twice over: Recycle, at any moment.
     4. It has had no task for `evict_idle_s`: Evict.
     5. Otherwise: Stay. A task of the same model is never a reason to load (FR-019).
     """
@@ -90,7 +90,7 @@ def residue_bytes(clean: MemoryReading | None, now: MemoryReading | None) -> int
 
 
 def others_of(reports: Iterable[LaneReport], worker: str, *, health_timeout_s: float, now: datetime) -> Others:
-    """What *reports*, all of one model, say of the lanes but *worker*. One that is silent for too long is gone."""
+    """What *reports*, all of one model, say of the lanes but *worker*. A lane that is silent for too long is gone."""
     oldest = now - timedelta(seconds=health_timeout_s)
     states = {report.state for report in reports if report.worker != worker and report.healthy_at >= oldest}
     if states & READY:

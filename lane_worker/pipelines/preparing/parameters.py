@@ -16,6 +16,6 @@ def parameters_of(component: Component) -> dict[str, Shape]:
         else:
             config = transformers.AutoConfig.for_model(**component.config)
             model = getattr(transformers, component.kind)(config)
-    # under its second name a tied parameter is not stored
+    # a tied parameter is not stored under its second name
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}

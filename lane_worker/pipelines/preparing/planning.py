@@ -33,11 +33,11 @@ class Plan(Struct, frozen=True):
         return sum(path.stat().st_size for path in self.sources.values())
 
     def is_given(self, name: str) -> bool:
-        """Whether the published file *name* is of --from, and not of --base."""
+        """Whether the published file *name* comes from --from, and not from --base."""
         return self.sources[name].is_relative_to(self.source)
 
     def way(self) -> str:
-        """A digest of how shards are made of published files: of their names and tensors, not of values."""
+        """A digest of how shards are made of published files. It covers names and tensors, not values."""
         names = {str(path): name for name, path in self.sources.items()}
         shards = [
             (

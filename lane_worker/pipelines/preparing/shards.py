@@ -31,7 +31,7 @@ def write_shard(part: Path, shard: Shard) -> PreparedFile:
     values = _values(shard)
     with _disk_errors(arriving):
         safetensors.torch.save_file(values, arriving, metadata={"format": "pt"})
-    # it was a temporary file of safetensors, which nobody but its owner may read
+    # safetensors made it as a temporary file, which nobody but its owner may read
     shutil.copymode(part / STATE, arriving)
     file = PreparedFile(shard.path, arriving.stat().st_size, sha256_of(arriving))
     sync(arriving)
@@ -42,7 +42,7 @@ def write_shard(part: Path, shard: Shard) -> PreparedFile:
 
 @contextlib.contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """A failure of the disk at *path*, of which safetensors makes an error of its own, as what it is."""
+    """Raises OSError for a failure of the disk at *path* that safetensors reports as an error of its own."""
     try:
         yield
     except SafetensorError as error:
@@ -71,7 +71,7 @@ def _values(shard: Shard) -> dict[str, torch.Tensor]:
 
 
 def _scale(value: torch.Tensor, scale: Tensor) -> torch.Tensor:
-    """What a weight is multiplied by: the published rule, in float32 (ADR 0028). Its shape fits, as `scaled` saw."""
+    """What a weight is multiplied by: the published rule, in float32 (ADR 0028). `scaled` has checked its shape."""
     if not torch.isfinite(value).all():
         raise CheckpointRefused(f"{scale.file} has a scale that is no number: {scale.name}; download it again")
     return value.to(torch.float32) if value.numel() > 1 else value.to(torch.float32).reshape(())

@@ -21,8 +21,8 @@ LEGACY_BYTES: Final = 2_000_000_000
 
 
 def headers_of_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of torch's, by name. Raises CheckpointRefused."""
-    # a type that cannot be written goes by torch's name of it, and is refused by that
+    """The tensors of a torch file, by name. Raises CheckpointRefused."""
+    # a type that cannot be written keeps torch's name, by which `matched` refuses it
     return {
         name: Tensor(name, NAMES.get(value.dtype, str(value.dtype)), tuple(value.shape), str(path))
         for name, value in read_torch(path).items()
@@ -30,7 +30,7 @@ def headers_of_torch(path: Path) -> dict[str, Tensor]:
 
 
 def read_torch(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file of torch's, mapped and not read. Runs no code of the file's. Raises CheckpointRefused."""
+    """The tensors of a torch file, mapped and not read. Runs no code from the file. Raises CheckpointRefused."""
     mapped = zipfile.is_zipfile(path)
     if not mapped and path.stat().st_size > LEGACY_BYTES:
         raise CheckpointRefused(f"{path} is truncated, or in torch's format of before 1.6; download it again")
@@ -47,5 +47,5 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
 
 
 def first_line(error: Exception) -> str:
-    """What *error* says in its first line; its type where it says nothing."""
+    """The first line of the text of *error*; its type where there is no text."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -15,8 +15,8 @@ from lane_worker.pipelines.tokens import load_faults
 
 def verify(folder: Path, layouts: tuple[Layout, ...], on_bytes: Callable[[int], None]) -> tuple[Manifest, list[str]]:
     """Everything that is wrong with a prepared folder: files against the manifest, then keys and shapes against the
-    configurations of this version, and what the tokenizer makes of some texts. Raises CheckpointRefused where it is
-    none.
+    configurations of this version, and how the tokenizer encodes some texts. Raises CheckpointRefused where *folder* is
+    no prepared folder.
     """
     manifest = read_manifest(folder)
     faults = [*quick_faults(folder, manifest), *content_faults(folder, manifest, on_bytes)]

@@ -1,6 +1,6 @@
 """The folder `NAME.part` beside the target: what it was begun from, and which of its files are finished.
 
-A run that was cut off is taken up from it. It is held against a second process.
+The next run resumes one that was cut off from it. A lock keeps a second process out.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Stamp(Struct, frozen=True):
 
 
 class PublishedFile(Struct, frozen=True):
-    """A published file whose SHA-256 is known, and when that was so."""
+    """A published file whose SHA-256 is known, and its stamp at that time."""
 
     name: str
     stamp: Stamp
@@ -60,7 +60,7 @@ def free_bytes_at(folder: Path) -> int:
 
 @contextlib.contextmanager
 def held(part: Path, planned: Plan, *, restart: bool, free_bytes: Callable[[Path], int]) -> Iterator[FolderState]:
-    """The work folder, held against a second process, and its state. Nothing is made where it is refused."""
+    """Holds the work folder against a second process, and yields its state. A refusal leaves no new folder behind."""
     if part.exists():
         with _locked(part, planned, restart=restart, free_bytes=free_bytes) as state:
             yield state
@@ -94,7 +94,7 @@ def _locked(part: Path, planned: Plan, *, restart: bool, free_bytes: Callable[[P
 
 
 def begun_from_others(part: Path, state: FolderState) -> CheckpointRefused:
-    """What to raise where the work folder *part* is of other files, or of another way to make shards of them."""
+    """The error where the work folder *part* was begun from other files, or with another way to make shards of them."""
     return CheckpointRefused(
         f"{part} was begun from other files ({state.source}) or by another version of Warmlane; give the same --from, "
         "or --restart to begin anew"
@@ -124,7 +124,7 @@ def _read_state(part: Path) -> FolderState | None:
 
 
 def remove_strays(part: Path, manifest: Manifest) -> None:
-    """Removes what a run left in *part* that was killed in the middle of a file."""
+    """Removes what a run that was killed in the middle of a file left in *part*."""
     wanted = {file.path for file in manifest.files} | {MANIFEST, STATE, LOCK}
     for path in part.rglob("*"):
         if path.is_file() and str(path.relative_to(part)) not in wanted:
@@ -132,7 +132,7 @@ def remove_strays(part: Path, manifest: Manifest) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes *content* to *path*: all of it, or the file of before stays."""
+    """Writes *content* to *path* atomically: all of it is there, or the earlier file stays."""
     arriving = path.with_name(path.name + PART)
     with arriving.open("wb") as file:
         file.write(content)

@@ -1,10 +1,10 @@
 """Makes the folder that was planned: reads the published files, writes shards and small files, renames.
 
-Beside the target a work folder `NAME.part` keeps every finished shard with its SHA-256, so that a run that was cut off
-is taken up where it was; the rename to the target is the last act. Memory holds one shard at a time.
+A work folder `NAME.part` beside the target keeps every finished shard with its SHA-256, so that a later run resumes one
+that was cut off. The rename to the target is the last act. Memory holds one shard at a time.
 
 The published files are read twice: once through for their SHA-256, which says what the folder was made from, and once
-by tensors, which lie in another order than the shards want them.
+by tensors, since the shards need them in another order.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from lane_worker.pipelines.preparing.work_folder import (
 
 
 class OnProgress(Protocol):
-    """Called with what is done, of how much, and with which file."""
+    """Called with the bytes that are done, the bytes in all, and the file in work."""
 
     def __call__(self, done_bytes: int, total_bytes: int, file: str) -> None: ...
 
@@ -56,10 +56,10 @@ def prepare(
 ) -> Manifest:
     """Writes *planned* to *target*, which appears when all of it is written.
 
-    The published files are first read through for their SHA-256; with *sha256*, which is of the only one of --from,
-    another is refused then. A work folder of the same files is taken up; *restart* throws away whatever there is.
+    The published files are first read through for their SHA-256. *sha256* is what the one file of --from must have;
+    another file is refused then. A work folder of the same files is resumed; *restart* throws away whatever there is.
     Progress is in bytes of published files read through, and of shards written. Raises CheckpointRefused, and OSError,
-    after which a second run goes on.
+    after which a second run resumes this one.
     """
     if target.exists():
         raise CheckpointRefused(f"{target} exists, and is no prepared folder; name another, or move it away")
@@ -94,8 +94,8 @@ def prepare(
 def _identified(
     planned: Plan, part: Path, state: FolderState, on_progress: OnProgress, sha256: str | None
 ) -> FolderState:
-    """*state* with the SHA-256 of every published file. One that a run before has read, and that nobody wrote to since,
-    is not read again."""
+    """*state* with the SHA-256 of every published file. A file that an earlier run has read, and that has not been
+    written to since, is not read again."""
     total_bytes = planned.source_bytes + planned.size_bytes
     done_bytes = 0
     for name, path in planned.sources.items():
