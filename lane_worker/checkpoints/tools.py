@@ -24,7 +24,7 @@ def layout_of(layouts: tuple[Layout, ...], model: str, pipeline: str) -> Layout:
 
 
 def pipelines_module(name: str) -> Any:
-    """The module *name* of `lane_worker.pipelines`, imported when called: commands without torch work without it.
+    """Imports the module *name* of `lane_worker.pipelines` only now: commands that need no torch work without it.
 
     Raises click.ClickException where a package is not installed.
     """

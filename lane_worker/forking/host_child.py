@@ -59,7 +59,7 @@ class HostChild:
 
     @classmethod
     async def connect(cls, pid: int, pipe: socket.socket, exit_reader: socket.socket) -> Self:
-        """The fork server of *pid* reports on *exit_reader* what it ended with."""
+        """The fork server of the child reports on *exit_reader* what the child ended with."""
         return cls(pid, *await asyncio.open_connection(sock=pipe), exit_reader)
 
     @property

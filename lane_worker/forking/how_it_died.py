@@ -18,9 +18,9 @@ REPORTED_S: Final = 1.0
 class KillsForMemory:
     """Whether the kernel killed a process of this container for memory since a host was last known to live.
 
-    A process that it killed before that was another one: a host of an earlier start, or one beside. The counter is read
-    when a ping is sent, and that reading becomes the baseline when the pong is read. A host that answers a ping was
-    alive after that reading, however late its pong is read.
+    A process that it killed before that was another one: a host of an earlier start, or one beside it. The counter is
+    read when a ping is sent, and that reading becomes the baseline when the pong is read. A host that answers a ping
+    was alive after that reading, however late its pong is read.
     """
 
     def __init__(self, read: Callable[[], int | None] = oom_kills) -> None:

@@ -4,7 +4,7 @@ The pipeline host child takes it before CUDA starts and holds it until it exits,
 even NATS, decides who may use the card. The file's content, a `SlotNote`, says who holds it, for which leadership,
 and which task it runs.
 
-`filelock` does not do here: `keep` makes the file anew, in any thread, and holds the old descriptor until then.
+`filelock` will not do here: `keep` makes the file anew, in any thread, and holds the old descriptor until then.
 """
 
 import fcntl
@@ -53,8 +53,8 @@ def read_note(path: Path) -> SlotNote | None:
 def may_take_over(holder: SlotNote, *, term: int) -> bool:
     """Whether the leader of *term* may kill the pipeline host *holder* to get its slot (design §7). Pure.
 
-    It may kill only a degraded worker's host of an earlier leadership: that worker leads no more, and may be stopped or
-    cut off, so that nobody else ends its host. It may never kill a lane's host.
+    It may kill only a degraded worker's host of an earlier leadership: that worker no longer leads, and may be stopped
+    or cut off, so that nobody else ends its host. It may never kill a lane's host.
     """
     return holder.role == "degraded" and holder.term < term
 
@@ -73,7 +73,7 @@ class SlotLock:
     """A held slot, until the process ends.
 
     There is no release: a card's memory is free only when its process is gone, and the kernel drops the lock then.
-    The file stays, since another process could make and lock one in its place; `keep` sees to that.
+    The file stays: otherwise another process could make and lock one in its place. `keep` sees to that.
     """
 
     def __init__(

@@ -203,7 +203,7 @@ class _Child:
             case Load() | Unload():
                 self._work.put(message)
             case Exit():
-                with self._sending:  # so not between an answer and the note that the task is over
+                with self._sending:  # never between an answer and the note that the task is over
                     os._exit(0)
 
     def _send(self, message: FromChild) -> None:

@@ -29,7 +29,7 @@ class FaultRow(Struct, frozen=True):
     verdict: Verdict
     text: str
     source: str
-    types: tuple[str, ...] = ("RuntimeError",)  # no wider: the text of one of Python's may be a prompt's
+    types: tuple[str, ...] = ("RuntimeError",)  # not every type: the message of a Python error may quote a prompt
 
     def is_of(self, error: BaseException) -> bool:
         """Whether *error* is one of these."""

@@ -198,7 +198,7 @@ def _conditions(pipeline: Any, parameters: GenerationParameters, image: Image.Im
 
 
 def _first_frame(image: Image.Image, num_frames: int) -> dict[str, torch.Tensor]:
-    """*image* as VACE takes a first frame: a video of it and then grey frames, and a mask that marks those to be made.
+    """*image* as VACE takes a first frame: a video of it followed by grey frames, and a mask of the frames to be made.
 
     Values are 0 to 1, which diffusers maps to -1 to 1. So the grey is the authors' 127.5 and 0 to the VAE, like every
     frame of a request without an image. A list of 8-bit pictures could not hold that value (ADR 0022).

@@ -38,7 +38,7 @@ def write_video(frames: Frames, path: Path, *, fps: int) -> WrittenVideo:
     try:
         try:
             return _write(frames, path, fps=fps)
-        except FileNotFoundError:  # somebody removed it: an hour of inference is not lost for a folder
+        except FileNotFoundError:  # somebody removed the folder: that must not cost an hour of inference
             path.parent.mkdir(parents=True, exist_ok=True)
             return _write(frames, path, fps=fps)
     except OSError as error:  # the disk errors of PyAV are OSErrors too

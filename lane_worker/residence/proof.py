@@ -26,7 +26,7 @@ log = structlog.get_logger("residence")
 
 
 class Given(Struct, frozen=True):
-    """A release that is still to be proven; *is_escalated* where the host had to be killed, unasked."""
+    """A release that is still to be proven; *is_escalated*: the host had to be killed, which nobody asked for."""
 
     receipt: SwapReceipt
     is_escalated: bool = False

@@ -1,4 +1,4 @@
-"""Reads the files of the next pipeline while the last one still runs, is released and proven gone (ADR 0023, ADR 0043).
+"""Reads the files of the next pipeline while the old one still runs, is released and proven gone (ADR 0023, ADR 0043).
 
 They go into the page cache, which the system drops when it needs the memory. That makes nothing resident: invariant 5
 is about what a host and a card hold.

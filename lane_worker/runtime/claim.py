@@ -51,10 +51,10 @@ def claim_decision(
 
     1. No record (the gateway was slower): the message supplies it. No record at a *revision* other than 0 is a deletion
        marker: somebody deleted the record, and the task with it, or it expired. Drop.
-    2. The message's epoch is below the record's: Drop. Above it: Reread. The message is for another model, since two
-       requests came with one Idempotency-Key at once: Drop, for the record's own message is in another queue.
+    2. The message's epoch is below the record's: Drop. Above it: Reread. The message is for another model, as when two
+       requests use one Idempotency-Key at once: Drop, for the record's own message is in another queue.
     3. This process owns the record at this epoch, and its lease stands: Mine.
-    4. The record is not pending: Drop. This holds where this process gave its lease back: the sweeper decides then.
+    4. The record is not pending: Drop. This includes one whose lease this process gave back: the sweeper decides then.
     5. On the degraded route and overdue: Expire. A lane takes an overdue task: the first to move the record wins.
     6. Take, with the record's parameters and not the message's.
     """

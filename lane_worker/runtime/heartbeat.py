@@ -94,8 +94,7 @@ class Heartbeat:
     async def leave(self) -> None:
         """The lane leaves on purpose. Removes its key, unless its successor has it already.
 
-        Where the lane leaves because of a denial, its last report stays until the supervisor replaces it, or it ages
-        out.
+        Where the lane leaves for a quota, its last report stays until the supervisor replaces it, or it ages out.
         """
         try:
             entry = await self._bucket.get(self._key)

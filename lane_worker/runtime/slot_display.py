@@ -92,7 +92,7 @@ class SlotDisplay:
             await self._changed.wait()
 
     async def refresh(self) -> None:
-        """Writes again what this worker shows: readers believe it no longer than that (`contracts.lanes.is_shown`)."""
+        """Rewrites what this worker shows: readers trust only what is rewritten often (`contracts.lanes.is_shown`)."""
         with contextlib.suppress(TransportUnavailable, WrongRevision):
             if self._stands is not None:
                 shown, revision = self._stands

@@ -30,7 +30,7 @@ class Steps:
         after_s: float | None = None,
     ) -> None:
         self.started_at = datetime.now(UTC)
-        """When the inference began. Until its host has reported step 0: when it was asked for."""
+        """When the inference began. Until its host reports step 0, this is when it was requested."""
         self.finished: list[StepFinished] = []
         self.swap = swap
         """With the time of the first step, once that is known."""

@@ -1,6 +1,6 @@
 """The folder `NAME.part` beside the target: what it was begun from, and which of its files are finished.
 
-The next run resumes one that was cut off from it. A lock keeps a second process out.
+A later run uses it to resume one that was cut off. A lock keeps a second process out.
 """
 
 import contextlib

@@ -39,7 +39,7 @@ from lane_worker.pipelines.preparing.work_folder import (
 
 
 class OnProgress(Protocol):
-    """Called with the bytes that are done, the bytes in all, and the file in work."""
+    """Called with the bytes that are done, the bytes in all, and the file that is read or written."""
 
     def __call__(self, done_bytes: int, total_bytes: int, file: str) -> None: ...
 
