@@ -15,7 +15,7 @@ from opentelemetry.propagate import extract
 from ops.telemetry.tracing import current_root, root
 
 ACCEPT: Final = "accept"
-MAKES_A_TASK: Final = frozenset({("POST", "/generate"), ("POST", "/v1/videos"), ("POST", "/v1/videos/sync")})
+MAKES_A_TASK: Final = re.compile(r"/(generate(/batch)?|tasks/[^/]+/resubmit|v1/videos(/sync)?)/*")
 
 # Probes and scrapes come every few seconds forever, and the docs page belongs to no task.
 _UNTRACED: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
@@ -54,10 +54,11 @@ def changes_a_task(method: str, route: str) -> bool:
 
 
 def with_roots(app: ASGIApp) -> ASGIApp:
-    """*app*, with a root span around each request of MAKES_A_TASK, which is sent before there is a task (ADR 0036)."""
+    """*app*, with a root span around each `POST` to a path that MAKES_A_TASK matches, sent before there is a task (ADR
+    0036)."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if (scope.get("method"), scope["path"]) not in MAKES_A_TASK:
+        if scope.get("method") != "POST" or MAKES_A_TASK.fullmatch(scope["path"]) is None:
             await app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

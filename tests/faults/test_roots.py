@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -135,6 +135,40 @@ async def test_killed_before_it_learns_that_a_lost_task_is_queued_again(system: 
     system.gateway.kill()
     (root,) = [span for span in collector.spans if span.name == "accept"]
     assert parent_of(message) == root.span_id
+
+
+async def batch(system: System) -> httpx.Response:
+    requests = [{"model": "anisora", "prompt": prompt} for prompt in ("a red fox", "a blue fox")]
+    return await system.http.post("/generate/batch", json={"requests": requests})
+
+
+async def resubmitted(system: System) -> httpx.Response:
+    ended = await system.submit()
+    await system.http.delete(f"/tasks/{ended['id']}")
+    return await system.http.post(f"/tasks/{ended['id']}/resubmit", json={})
+
+
+async def with_a_slash(system: System) -> httpx.Response:
+    return await system.http.post("/generate/", json={"model": "anisora", "prompt": "a red fox"})
+
+
+async def as_openai_does(system: System) -> httpx.Response:
+    return await system.http.post("/v1/videos", json={"model": "anisora", "prompt": "a red fox"})
+
+
+@pytest.mark.parametrize("submitted", [batch, resubmitted, with_a_slash, as_openai_does])
+async def test_every_way_to_submit_has_a_root(
+    system: System, collector: Collector, submitted: Callable[[System], Awaitable[httpx.Response]]
+) -> None:
+    """The workers go on below what is sent before the first task of the request is queued."""
+    await system.lane_is(LaneState.WARM)
+    answer = await submitted(system)
+    assert answer.is_success, answer.text
+    made = answer.json().get("tasks", [answer.json()])
+    sent = {(await system.record(task["id"]))[0].traceparent for task in made}
+    system.gateway.kill()
+    roots = {span.span_id: span for span in collector.spans if span.name == "accept"}
+    assert [traceparent and traceparent.split("-")[2] in roots for traceparent in sent] == [True]
 
 
 async def test_a_refused_request_has_one_trace_too(system: System, collector: Collector) -> None:

@@ -6,8 +6,9 @@ from litestar.testing import TestClient
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from gateway.http.observed import changes_a_task, http_plugin
+from gateway.http.observed import MAKES_A_TASK, changes_a_task, http_plugin
 from ops.telemetry.export import resource_attributes, tracer_provider
+from tests.kit.openapi import REPORTING
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,14 @@ from ops.telemetry.export import resource_attributes, tracer_provider
 )
 def test_what_makes_or_changes_a_task(method: str, route: str, is_traced: bool) -> None:
     assert changes_a_task(method, route) is is_traced
+
+
+def test_every_route_that_queues_a_task_has_a_root() -> None:
+    """The API document names them: they alone can be refused for a full queue."""
+    posts = {path: item["post"] for path, item in REPORTING["paths"].items() if "post" in item}
+    queueing = {path for path, each in posts.items() if "queue_overloaded" in str(each["responses"].get("503"))}
+    assert len(queueing) > 4
+    assert {path for path in posts if MAKES_A_TASK.fullmatch(path)} == queueing
 
 
 @get("/tasks/{task_id:str}")
