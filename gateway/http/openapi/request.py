@@ -20,7 +20,7 @@ from litestar.openapi.spec import (
     Schema,
 )
 
-from contracts.fields import Enforcement, ImageField, IntegerField, NumberField, TextField, VideoGenerationConstraints
+from contracts.fields import Enforcement, IntegerField, NumberField, TextField, VideoGenerationConstraints
 from contracts.generation.batch import BATCH_MAX, REQUESTS_FIELD
 from contracts.generation.keeping import keep_bound_s
 from contracts.generation.labels import KEY_PATTERN, LABELS_MAX, VALUE_PATTERN
@@ -30,6 +30,7 @@ from contracts.tasks import KEEP_MIN_S, Priority
 from contracts.urls import URL_MAX_CHARS
 from contracts.webhooks import DEFAULT_EVENTS, WebhookEvent
 from gateway.http.openapi.examples import EXAMPLE_PROMPT
+from gateway.http.openapi.first_frame import image_schema
 from gateway.http.views import MODES
 
 REQUEST_BODY: Final = "GenerationRequest"
@@ -123,7 +124,7 @@ def request_schema(entry: ModelEntry, operators_keep_s: float | None = None) -> 
         ),
         "prompt": _text(limits.prompt, "What the video shows."),
         "negative_prompt": _text(limits.negative_prompt, _negative_prompt(limits)),
-        "image": _image(limits.image),
+        "image": image_schema(limits.image),
         "width": number(limits.width, "Width of the video in pixels."),
         "height": number(limits.height, "Height of the video in pixels."),
         "num_frames": number(limits.num_frames, "Number of frames of the video."),
@@ -304,49 +305,6 @@ def _number(field: IntegerField | NumberField, description: str, *, enforcement:
         schema.enum = list(range(first, int(high) + 1, field.step))
         schema.description = f"{description} {field.step} k + {field.offset}."
     return schema
-
-
-def _image(field: ImageField) -> Schema:
-    names = [media_type.removeprefix("image/") for media_type in field.media_types]
-    shortest = min((len(name) for name in names), default=0)
-    data_uri = Schema(
-        type=OpenAPIType.STRING,
-        title="ImageInRequest",
-        pattern=f"^data:image/({'|'.join(names)});base64,[A-Za-z0-9+/]+={{0,2}}$",
-        max_length=len("data:image/;base64,") + shortest + field.max_bytes // 3 * 4,
-        description="The file as a base64 data URI. The declared type must be that of the file.",
-    )
-    return Schema(
-        one_of=[
-            data_uri,
-            _named("ref", "^img_[0-9a-f]{32}$", "ImageByReference", "The `id` that `POST /images` gave."),
-            _named(
-                "url",
-                r"^https?://[^\s#@]+$",
-                "ImageByAddress",
-                "The gateway fetches it before it answers, which may take 10 s longer, from hosts that its operator "
-                "allowed.",
-            ),
-        ],
-        description=(
-            f"The first frame, {field.presence}: a {', '.join(names)} file, at most {field.max_bytes} bytes and "
-            f"{field.max_pixels} pixels; as a data URI, as the reference of an upload, or by its address. A form may "
-            "hold the file itself. The image is scaled to cover width and height, and cropped at its centre."
-        ),
-    )
-
-
-def _named(name: str, pattern: str, title: str, description: str) -> Schema:
-    """An image that the request only names."""
-    value = Schema(type=OpenAPIType.STRING, pattern=pattern, max_length=URL_MAX_CHARS)
-    return Schema(
-        type=OpenAPIType.OBJECT,
-        title=title,
-        properties={name: value},
-        required=[name],
-        additional_properties=False,
-        description=description,
-    )
 
 
 # one white pixel

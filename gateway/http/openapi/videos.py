@@ -18,6 +18,7 @@ from contracts.api.videos import VideoApiErrorBody
 from contracts.geometry import default_size
 from contracts.settings import Catalog, ModelEntry
 from gateway.http.openapi.examples import EXAMPLE_PROMPT, NamedExample, example_problem
+from gateway.http.openapi.first_frame import reference_schema
 from gateway.http.openapi.operations import (
     RETRY_AFTER,
     DescribedOperation,
@@ -78,16 +79,8 @@ def video_request_body(catalog: Catalog) -> RequestBody:
 def _schema(entry: ModelEntry, operators_keep_s: float | None) -> Schema:
     own = request_schema(entry, operators_keep_s)
     known = {_SIDE_NAMES.get(name, name): schema for name, schema in (own.properties or {}).items()}
-    image = known.pop("image", None)
-    if image is not None:
-        reference = Schema(
-            type=OpenAPIType.OBJECT,
-            properties={"image_url": image},
-            required=["image_url"],
-            additional_properties=False,
-            description="The first frame, as a data URI.",
-        )
-        known["input_reference"] = reference
+    if known.pop("image", None) is not None:
+        known["input_reference"] = reference_schema(entry.constraints.image)
     known["size"] = Schema(
         type=OpenAPIType.STRING,
         pattern="^[0-9]{1,5}x[0-9]{1,5}$",
@@ -120,7 +113,8 @@ def _form() -> Schema:
     fields["input_reference"] = Schema(
         type=OpenAPIType.STRING,
         format=OpenAPIFormat.BINARY,
-        description="The first frame, as a file; or `input_reference[image_url]`, a data URI.",
+        description="The first frame, as a file. Or send `input_reference[image_url]`, a data URI or an address, or "
+        "`input_reference[file_id]`, the `id` that `POST /images` returned.",
     )
     return Schema(
         type=OpenAPIType.OBJECT,

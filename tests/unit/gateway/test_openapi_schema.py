@@ -13,8 +13,9 @@ from contracts.generation.errors import InvalidRequest
 from contracts.generation.request import FIELDS, validate
 from gateway.http.openapi.request import full_request, least_request, request_body
 from gateway.http.openapi.request import request_schema as request_schema_of
+from gateway.videos.fields import accepted
 from tests.kit.openapi import DOCUMENTS, PROFILES, REPORTING, checker, request_schema
-from tests.kit.samples import catalog
+from tests.kit.samples import catalog, data_uri, picture
 
 CATALOGS = {profile: catalog(profile) for profile in PROFILES} | {"reporting": catalog(enforcement="report")}
 CHECKERS = {
@@ -107,3 +108,40 @@ def test_the_values_of_4_k_plus_1_begin_within_the_limits(minimum: int, first: i
     frames = replace(entry.constraints.num_frames, minimum=minimum)
     schema = request_schema_of(replace(entry, constraints=replace(entry.constraints, num_frames=frames)))
     assert schema.to_schema()["properties"]["num_frames"]["enum"] == list(range(first, 82, 4))
+
+
+IMAGE = data_uri(picture("PNG"))
+REFERENCE = f"img_{'0' * 32}"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(
+    ("image", "is_taken"),
+    [
+        pytest.param({"image_url": IMAGE}, True, id="data-uri"),
+        pytest.param({"image_url": "https://a.example/fox.png"}, True, id="address"),
+        pytest.param({"file_id": REFERENCE}, True, id="upload"),
+        pytest.param({"image_url": {"ref": REFERENCE}}, False, id="reference-of-generate"),
+        pytest.param({"image_url": {"url": "https://a.example/fox.png"}}, False, id="address-of-generate"),
+        pytest.param({"image_url": "data:image/gif;base64,AAAA"}, False, id="another-type"),
+        pytest.param({"image_url": "ftp://a.example/fox.png"}, False, id="another-scheme"),
+        pytest.param({"image_url": IMAGE, "file_id": REFERENCE}, False, id="both"),
+        pytest.param({"file_id": 7}, False, id="number"),
+        pytest.param({"ref": REFERENCE}, False, id="name-of-generate"),
+        pytest.param({}, False, id="neither"),
+    ],
+)
+def test_the_schema_agrees_with_the_gateway_about_the_image_of_a_video(
+    profile: str, image: dict[str, Any], is_taken: bool
+) -> None:
+    document = DOCUMENTS[profile]
+    content = document["components"]["requestBodies"]["VideoRequest"]["content"]["application/json"]
+    body = {"model": "anisora", "prompt": "x", "input_reference": image}
+    try:
+        accepted(body, CATALOGS[profile])
+    except InvalidRequest as refusal:
+        refused_for = "; ".join(error.message for error in refusal.errors)
+    else:
+        refused_for = ""
+    assert (not refused_for) == is_taken, refused_for
+    assert checker(content["schema"], document).is_valid(body) == is_taken
