@@ -42,7 +42,7 @@ async def get_settings(services: NamedDependency[Services], caller: NamedDepende
     )
 
 
-@get("/healthz", summary="Whether it serves", tags=["operations"], opt=needs_nothing())
+@get("/healthz", summary="Health", tags=["operations"], opt=needs_nothing())
 async def check_health() -> Health:
     """200 once the gateway serves; 503 while it waits for something that it needs to start."""
     return Health(status="ok")

@@ -11,7 +11,8 @@ from contracts.tasks import TaskStatus, VideoFile
 from gateway.boards.key_board import Caller
 from gateway.http.access import Turn, needs
 from gateway.http.lookup import find_ended
-from gateway.http.openapi.operations import FileHeadOperation, ThumbnailOperation, VideoOperation, problem_responses
+from gateway.http.openapi.files import FileHeadOperation, ThumbnailOperation, VideoOperation
+from gateway.http.openapi.operations import problem_responses
 from gateway.http.problems import ProblemError
 from gateway.http.stored_files import StoredFile, file_answer, head_answer, link_answer, require_stored
 from gateway.http.views import root_of, task_url
@@ -22,7 +23,7 @@ _Services = NamedDependency[Services]
 
 _Redirect = Annotated[
     bool,
-    QueryParameter(name="redirect", description="Whether the answer may be a link to the object store."),
+    QueryParameter(name="redirect", description="Whether the gateway may redirect to the object store."),
 ]
 
 _CODES: Final = (

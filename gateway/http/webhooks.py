@@ -46,7 +46,7 @@ _Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=LISTED_MAX)]
 _Overlap = Annotated[
     float,
     QueryParameter(
-        name="overlap_s", ge=0, le=OVERLAP_MAX_S, description="How long the secrets before it sign as well, in seconds."
+        name="overlap_s", ge=0, le=OVERLAP_MAX_S, description="How long the previous secrets sign as well, in seconds."
     ),
 ]
 _UNREACHABLE: Final = ("transport_unavailable",)
@@ -138,7 +138,7 @@ async def remove_webhook(services: _Services, caller: _Caller, endpoint_id: From
 @post(
     "/webhooks/{endpoint_id:str}/rotate",
     status_code=200,
-    summary="Give an endpoint a new secret",
+    summary="Rotate the secret of an endpoint",
     tags=_TAGS,
     operation_class=KeyedOperation,
     responses=problem_responses("webhook_not_found", *_UNREACHABLE),
@@ -182,7 +182,7 @@ async def test_webhook(services: _Services, caller: _Caller, endpoint_id: FromPa
 
 @get(
     "/webhooks/secret",
-    summary="The secret for addresses of requests",
+    summary="The secret for the addresses in requests",
     tags=_TAGS,
     operation_class=KeyedOperation,
     responses=problem_responses("webhook_secret_unavailable", *_UNREACHABLE),
@@ -202,7 +202,7 @@ async def get_webhook_secret(services: _Services, caller: _Caller) -> RequestsSe
 @post(
     "/webhooks/secret/rotate",
     status_code=200,
-    summary="Make a new secret for addresses of requests",
+    summary="Rotate the secret for the addresses in requests",
     tags=_TAGS,
     operation_class=KeyedOperation,
     responses=problem_responses(*_UNREACHABLE),
@@ -241,7 +241,7 @@ async def list_webhook_deliveries(
 @post(
     "/webhooks/deliveries/{delivery_id:str}/redeliver",
     status_code=200,
-    summary="Deliver again",
+    summary="Redeliver",
     tags=_TAGS,
     operation_class=KeyedOperation,
     responses=problem_responses("delivery_not_found", *_UNREACHABLE),

@@ -18,20 +18,28 @@ class ChangeOperation(DescribedOperation):
         self.send(503, RETRY_AFTER)
 
 
+def _bound(what: str) -> Schema:
+    return Schema(
+        type=[OpenAPIType.INTEGER, OpenAPIType.NULL],
+        minimum=1,
+        maximum=BOUND_MAX,
+        description=f"The most tasks of the caller that may {what}; null means no bound.",
+    )
+
+
 @dataclass
 class NewKeyOperation(DescribedOperation):
     """`POST /admin/keys`: its body, which the handler checks itself."""
 
     def __post_init__(self) -> None:
         self.send(503, RETRY_AFTER)
-        bound = Schema(type=[OpenAPIType.INTEGER, OpenAPIType.NULL], minimum=1, maximum=BOUND_MAX)
         schema = Schema(
             type=OpenAPIType.OBJECT,
             properties={
                 "caller": Schema(
                     type=OpenAPIType.STRING,
                     pattern=f"^(?!{ANONYMOUS}$)[A-Za-z0-9._@-]{{1,64}}$",
-                    description="Whom it is for. Keys of the same caller see the same tasks.",
+                    description="Who uses the key. Keys of the same caller see the same tasks.",
                 ),
                 "scopes": Schema(
                     type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=list(SCOPES)), min_items=1
@@ -41,13 +49,13 @@ class NewKeyOperation(DescribedOperation):
                     minimum=RATE_MIN_PER_S,
                     maximum=RATE_MAX_PER_S,
                     default=DEFAULT_RATE_PER_S,
-                    description="Requests a second, counted over ten seconds; null is no limit.",
+                    description="Requests a second, counted over ten seconds; null means no limit.",
                 ),
                 "highest_priority": Schema(
                     type=OpenAPIType.STRING, enum=[each.value for each in Priority], default=Priority.INTERACTIVE.value
                 ),
-                "max_waiting": bound,
-                "max_running": bound,
+                "max_waiting": _bound("wait"),
+                "max_running": _bound("run"),
             },
             required=["caller", "scopes"],
             additional_properties=False,
@@ -72,12 +80,12 @@ class SwitchOperation(DescribedOperation):
     """`PUT /admin/lanes/{model}/mode`: its body, which the handler checks itself."""
 
     def __post_init__(self) -> None:
-        self.accept(parameter("If-Match", "Set it only if it is still as the answer with this ETag said.", '"7"'))
+        self.accept(parameter("If-Match", "Set the switch only if it still has this ETag.", '"7"'))
         self.send(200, {"ETag": "The revision of the switch."})
         mode = Schema(
             type=OpenAPIType.STRING,
             enum=["auto", "degraded"],
-            description="`auto` lets routing decide; `degraded` sends nothing new to the model's lanes.",
+            description="`auto` lets routing decide; `degraded` keeps new requests off the model's lanes.",
         )
         schema = Schema(
             type=OpenAPIType.OBJECT, properties={"mode": mode}, required=["mode"], additional_properties=False

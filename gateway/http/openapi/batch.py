@@ -16,12 +16,16 @@ class BatchOperation(DescribedOperation):
         self.accept(
             parameter(
                 "Idempotency-Key",
-                "Names the batch: sending it again gives the same tasks and not more of them. 1 to 255 printable ASCII "
-                "characters.",
+                "Names the batch: sending it again returns the same tasks and makes no new ones. 1 to 255 printable "
+                "ASCII characters.",
                 "storyboard-17",
                 pattern="^[!-~]{1,255}$",
             ),
-            parameter("Priority", "As of `POST /generate`, for the requests that name no class.", "background"),
+            parameter(
+                "Priority",
+                "As for `POST /generate`; applies to the requests of the batch that name no class.",
+                "background",
+            ),
         )
         self.send(503, RETRY_AFTER)
         self.request_body = Reference(ref=f"#/components/requestBodies/{BATCH_BODY}")

@@ -42,33 +42,34 @@ CLIENT_MARGIN_S: Final = 5.0
 _DESCRIPTION: Final = """
 Warmlane turns a prompt, and for some models an image, into a short video.
 
-1. `POST /generate` answers `202` with a task, or with a reason why not.
+1. `POST /generate` answers `202` with a task, or with the reason for the refusal.
 2. `GET /tasks/{{id}}?wait=60` answers when the task has ended; `GET /tasks/{{id}}/events` streams its changes.
 3. `GET /tasks/{{id}}/video` is the MP4.
 
-Who would rather be told than ask names an address in `webhook`, or registers one with `POST /webhooks`.
+A client that would rather be notified than poll gives an address in `webhook`, or registers one with
+`POST /webhooks`.
 
 ## Waiting
 
-A model with a warm lane is answered at once. A model without one shares one worker with all others, which holds one
-model at a time; 25 requests may wait for it. `POST /generate` is then answered when the worker takes the request, or
-with `503` after at most {wait_limit_s:g} s: give your client a read time-out of {client_limit_s:g} s or more. With
-`Prefer: respond-async` the answer is `202` at once, and a task that nobody took in time ends as `failed` with
-`queue_overloaded`. As long as a task is pending, `queue` says where it stands and how long it will probably wait.
+A request for a model with a warm lane is answered at once. Models without a warm lane share one worker, which holds
+one model at a time. Up to 25 requests may wait for it. `POST /generate` is then answered when the worker takes the
+request, or with `503` after at most {wait_limit_s:g} s: give your client a read time-out of {client_limit_s:g} s or
+more. With `Prefer: respond-async` the answer is `202` at once, and a task that no worker takes in time ends as `failed`
+with `queue_overloaded`. While a task is pending, `queue` gives its place and its expected wait.
 
 ## Keys
 
-Send `Authorization: Bearer KEY`. A key has scopes: `submit` (generate, cancel), `read` (tasks and videos), `admin`
-(all of it, and `/admin`). A task is seen by keys of the same caller, and by `admin`. A key that asks too often is
-answered `429` with `Retry-After`. A request that is wrong in several ways is refused for the first of 413, 401, 403,
-415, 400, 422, 429, 412, 503.
+Send `Authorization: Bearer KEY`. A key has scopes: `submit` (generate, cancel), `read` (tasks and videos), `metrics`
+(`/metrics`), `admin` (all of it, and `/admin`). A task is visible to keys of the same caller, and to `admin`. A key
+over its rate limit gets `429` with `Retry-After`. A request that is wrong in several ways is refused with the first of
+these that applies: 413, 401, 403, 415, 400, 422, 429, 412, 503.
 
 ## Caching and conditions
 
-`HEAD` goes wherever `GET` goes. An `ETag` changes with the answer: also with the place of a task that waits, and where
-it is compressed, which a long answer is for clients that accept gzip. `If-None-Match` leads to a `304`; with `wait` it
-says which revision of a task was seen. With `If-Match`, `DELETE` and `PUT` change nothing but what was seen: the first
-number of a tag, the revision, is compared, and another one is a `412`.
+`HEAD` works wherever `GET` does. An `ETag` changes with the answer: it also covers the place of a waiting task, and
+compression (long answers, for clients that accept gzip). `If-None-Match` leads to a `304`; with `wait`, it names the
+revision that the client has seen. With `If-Match`, `DELETE` and `PUT` change a resource only at the revision that the
+client has seen. The gateway compares the first number of the tag, the revision; any other revision gets a `412`.
 
 ## Errors
 
@@ -88,14 +89,14 @@ def openapi_config(catalog: Catalog) -> OpenAPIConfig:
         version=own_version(),
         description=_description(catalog.windows.wait_limit_s),
         tags=[
-            Tag(name="generation", description="Ask for a video."),
-            Tag(name="tasks", description="Follow, cancel and collect what was asked for."),
+            Tag(name="generation", description="Submit generations."),
+            Tag(name="tasks", description="Follow and cancel tasks, and download their videos."),
             Tag(name="images", description="Upload an image once, and name it in many requests."),
-            Tag(name="webhooks", description="Be told, and not ask."),
-            Tag(name="videos", description="The same tasks, as clients of OpenAI's video API ask for them."),
-            Tag(name="settings", description="What can be asked for."),
-            Tag(name="operations", description="How the gateway is."),
-            Tag(name="admin", description="What operators look at, and the switch of a model's lanes."),
+            Tag(name="webhooks", description="Be notified instead of polling."),
+            Tag(name="videos", description="The same tasks, as clients of OpenAI's video API see them."),
+            Tag(name="settings", description="Models, limits and fixed parameters."),
+            Tag(name="operations", description="Health, readiness and metrics."),
+            Tag(name="admin", description="Lanes, queues, slots and keys, for operators."),
         ],
         use_handler_docstrings=True,
         operation_id_creator=lambda handler, method, path: handler.handler_name,  # `list_tasks`, `generate`, …
@@ -163,8 +164,8 @@ def _security_scheme() -> SecurityScheme:
         scheme="bearer",
         bearer_format="wl_ID_SECRET",
         description=(
-            "An API key, made with `warmlane keys add`. What an operation lists is the scope that it needs; `admin` "
-            "stands for all of them. On the loopback, no key is needed until the first one is made."
+            "An API key, made with `warmlane keys add`. Each operation lists the scope that it needs; `admin` "
+            "includes all scopes. On the loopback, no key is needed until the first one is made."
         ),
     )
 

@@ -8,8 +8,8 @@ from contracts.fields import ImageField
 from contracts.urls import URL_MAX_CHARS
 
 _FETCHED: Final = (
-    "The gateway fetches the image before it answers, which may take up to 10 s longer. Only hosts that the operator "
-    "allowed."
+    "The gateway fetches the image before it answers, which may take up to 10 s longer. It fetches only from hosts "
+    "that the operator allowed."
 )
 _UPLOADED: Final = "The `id` that `POST /images` returned."
 _SCALED: Final = "The image is scaled to cover width and height, and cropped at its centre."
@@ -43,9 +43,8 @@ def reference_schema(field: ImageField) -> Schema:
 
 
 def _limits(field: ImageField) -> str:
-    names = ", ".join(_kinds(field))
     return (
-        f"The first frame, {field.presence}: a {names} file, at most {field.max_bytes} bytes and "
+        f"The first frame, {field.presence}: a {' or '.join(_kinds(field))} file, at most {field.max_bytes} bytes and "
         f"{field.max_pixels} pixels"
     )
 

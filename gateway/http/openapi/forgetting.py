@@ -11,6 +11,8 @@ class ForgetOperation(DescribedOperation):
 
     def __post_init__(self) -> None:
         self.accept(
-            parameter("If-Match", "Forget it only if it is still at the revision that this ETag begins with.", '"7"')
+            parameter(
+                "If-Match", "Forget the task only if it is still at the revision that this ETag begins with.", '"7"'
+            )
         )
         self.send(503, RETRY_AFTER)

@@ -24,12 +24,12 @@ class UploadOperation(DescribedOperation):
         types = ", ".join(f"`{media_type}`" for media_type in ImageField("optional").media_types)
         self.request_body = RequestBody(
             required=True,
-            description=f"The file itself, declared as what it is ({types}) or as `{PLAIN_BYTES}`; or a form with the "
-            "file `image`.",
+            description=f"The file itself, declared with its own media type ({types}) or as `{PLAIN_BYTES}`; or a form "
+            "with the file `image`.",
             content={
                 PLAIN_BYTES: OpenAPIMediaType(schema=_FILE),
                 "multipart/form-data": OpenAPIMediaType(schema=form),
             },
         )
         self.send(201, {"Location": "The path of the image."})
-        self.send(503, {"Retry-After": "Seconds until another try makes sense."})
+        self.send(503, {"Retry-After": "Seconds to wait before trying again."})

@@ -7,7 +7,6 @@ from typing import Any, Final
 from litestar.openapi import ResponseSpec
 from litestar.openapi.spec import (
     Example,
-    OpenAPIFormat,
     OpenAPIHeader,
     OpenAPIMediaType,
     OpenAPIResponse,
@@ -22,11 +21,9 @@ from litestar.openapi.spec import (
 from contracts.api.problems import Problem
 from contracts.fields import SEED_SPAN
 from contracts.tasks import GenerationTask, TaskStatus
-from gateway.http.media_types import PLAIN_BYTES
 from gateway.http.openapi.examples import (
     CANCELLED,
     DONE,
-    EXAMPLE_ETAG,
     FAILED,
     PENDING,
     REPLACED,
@@ -92,7 +89,7 @@ class DescribedOperation(Operation):
     """An operation, of a route that needs a key, whose subclass adds what its handler's signature does not show."""
 
     def to_schema(self) -> dict[str, Any]:
-        self.send(401, {"WWW-Authenticate": "`Bearer`, and what is wrong with the key."})
+        self.send(401, {"WWW-Authenticate": "`Bearer`, with the reason for the refusal."})
         self.send(429, RETRY_AFTER)
         return super().to_schema()
 
@@ -118,9 +115,7 @@ class DescribedOperation(Operation):
         known: dict[str, Parameter | Reference] = {
             "model": Reference(ref=f"#/components/parameters/{MODEL_QUERY}"),
             "status": filter_of("status", list(TaskStatus), "Only tasks in these states."),
-            "label": label_query(
-                "Only tasks with this label, `key:value`. Of several, repeated, those with all of them."
-            ),
+            "label": label_query("Only tasks with this label, `key:value`. Repeat it to require several labels."),
             "created_after": moment_query("created_after", "Only tasks that were made at this moment or later."),
             "created_before": moment_query("created_before", "Only tasks that were made before this moment."),
         }
@@ -131,11 +126,13 @@ class DescribedOperation(Operation):
     def conditional(self, tag: str, *, example: str = '"7"', more: str = "") -> None:
         """Describes conditional reads; *tag* describes the `ETag` of the answer."""
         self.accept(
-            parameter("If-None-Match", f"Answer 304 while it has one of these ETags, or `*`.{more}", example),
-            parameter("If-Match", "Answer 412 unless it has one of these ETags.", example),
+            parameter(
+                "If-None-Match", f"Answer 304 if the current ETag is one of these; `*` matches any.{more}", example
+            ),
+            parameter("If-Match", "Answer 412 unless the current ETag is one of these.", example),
         )
         self.send(200, {"ETag": tag})
-        self._answer(304, "As in the answer that had one of the ETags of If-None-Match.")
+        self.answer(304, "Not modified: the answer still has one of the ETags in If-None-Match.")
         self.send(304, {"ETag": tag})
 
     def _show(self, status: int, description: str, examples: Mapping[str, GenerationTask]) -> None:
@@ -150,19 +147,17 @@ class DescribedOperation(Operation):
             for media_type in (response.content or {}).values():
                 media_type.examples = shown
 
-    def _answer(self, status: int, description: str, *media_types: str, schema: Schema | None = None) -> None:
+    def answer(self, status: int, description: str, *media_types: str, schema: Schema | None = None) -> None:
+        """There is an answer with *status*, of one of *media_types*, or without a body."""
         content = {media_type: OpenAPIMediaType(schema=schema) for media_type in media_types}
         response = OpenAPIResponse(description=description, content=content or None)
         self.responses = dict(sorted({**(self.responses or {}), str(status): response}.items()))
 
 
-# Raw bytes. In OpenAPI 3.1 the media type alone would do, but client generators look for this.
-_BYTES: Final = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
-_OF_A_FILE: Final = "The SHA-256 of the file."
-RETRY_AFTER: Final = {"Retry-After": "Seconds until another try makes sense."}
+RETRY_AFTER: Final = {"Retry-After": "Seconds to wait before trying again."}
 _AGE: Final = {
-    "Age": "Only while the gateway is cut off from the queue, and answers from memory: the greatest age of the answer, "
-    "in seconds."
+    "Age": "Sent only while the gateway is cut off from the queue and answers from memory: the greatest age of the "
+    "answer, in seconds."
 }
 
 
@@ -176,9 +171,11 @@ class ResubmitOperation(DescribedOperation):
     """`POST /tasks/{id}/resubmit`: its body, which the handler checks itself."""
 
     def __post_init__(self) -> None:
-        self.accept(parameter("Idempotency-Key", "As of `POST /generate`.", "order-17-again", pattern="^[!-~]{1,255}$"))
+        self.accept(
+            parameter("Idempotency-Key", "As for `POST /generate`.", "order-17-again", pattern="^[!-~]{1,255}$")
+        )
         self._show(202, "Accepted: the new task.", {"pending": PENDING})
-        self.send(202, {"Location": "The path of the new task.", "ETag": "As of the task's own path."})
+        self.send(202, {"Location": "The path of the new task.", "ETag": "The same as at the task's own path."})
         self.send(503, RETRY_AFTER)
         seed = Schema(
             one_of=[
@@ -206,23 +203,23 @@ class GenerateOperation(DescribedOperation):
         self.accept(
             parameter(
                 "Idempotency-Key",
-                "Names the request: sending it again gives the same task and not a second one. "
+                "Names the request: sending it again returns the same task, and makes no second one. "
                 "1 to 255 printable ASCII characters.",
                 "order-17",
                 pattern="^[!-~]{1,255}$",
             ),
             parameter(
                 "Prefer",
-                "`respond-async` answers `202` at once, and a task that is not taken in time then ends as `failed` "
-                "with the code `queue_overloaded`. Without it the answer waits for the degraded worker, up to 30 s, "
-                "where the model has no warm lane: use a time-out of 35 s or more. `wait=S` answers when the task has "
-                f"ended, and after S seconds in any case, {MAX_WAIT_S:g} at most; both together are possible.",
+                "With `respond-async` the answer is `202` at once; a task that no worker takes in time ends as "
+                "`failed` with the code `queue_overloaded`. Otherwise, if the model has no warm lane, the answer waits "
+                "up to 30 s for the degraded worker: use a time-out of 35 s or more. With `wait=S` the answer comes "
+                f"when the task has ended, or after S seconds ({MAX_WAIT_S:g} at most). The two can be combined.",
                 "respond-async, wait=30",
             ),
             parameter(
                 "Priority",
                 "The class of a request whose body names none: `interactive`, `standard` or `background`, alone or "
-                "beside the parameters of RFC 9218, which are ignored, as is what is not known.",
+                "beside the parameters of RFC 9218, which are ignored, like any unknown parameter.",
                 "background",
             ),
         )
@@ -230,31 +227,32 @@ class GenerateOperation(DescribedOperation):
         ended = {"done": DONE, "failed": FAILED}
         for status, description, examples in (
             (202, "Accepted: the task, which ends exactly once.", accepted),
-            (200, "The task has ended within the wait that Prefer asked for.", ended),
+            (200, "The task ended within the wait that Prefer asked for.", ended),
         ):
             self._show(status, description, examples)
             self.send(
                 status,
                 {
                     "Location": "The path of the task.",
-                    "ETag": "As of the task's own path.",
-                    "Preference-Applied": "What was followed of Prefer: `respond-async`, `wait=S`, or both.",
+                    "ETag": "The same as at the task's own path.",
+                    "Preference-Applied": "The preferences that the gateway followed: `respond-async`, `wait=S`, or "
+                    "both.",
                 },
             )
         self.send(
             503,
             {
-                "Retry-After": "Seconds until another try makes sense; with `queue_overloaded` from measured service "
-                "times."
+                "Retry-After": "Seconds to wait before trying again. With `queue_overloaded` they follow from "
+                "measured service times."
             },
         )
         refused = (self.responses or {}).get("503")
         if isinstance(refused, OpenAPIResponse):
             refused.description += (
-                " With `queue_overloaded`, `limit` says which limit of the degraded queue was hit: `depth`, it was "
-                "full (answered at once); `wait`, no worker took the request within 30 s; where the settings switch it "
-                "on, `displaced`, a request of a higher class took its place; and likewise `expected`, no worker will "
-                "be free within 30 s (answered at once). None of them will run."
+                " With `queue_overloaded`, `limit` names the limit that was hit. `depth`: the queue was full (answered "
+                "at once). `wait`: no worker took the request within 30 s. Only where the settings switch them on: "
+                "`displaced`, a request of a higher class took its place; `expected`, no worker is expected to be free "
+                "within 30 s (answered at once). The request will not run in any of these cases."
             )
 
 
@@ -268,7 +266,8 @@ class TaskOperation(DescribedOperation):
             parameter("Prefer", "`wait=S` is the same as the query parameter `wait`; `wait` alone is 60 s.", "wait=60"),
         )
         self.conditional(
-            "The revision of the task; with place and expected wait while it waits, with the time left while it runs.",
+            "The revision of the task; while it waits, also its place and expected wait; while it runs, also the time "
+            "left.",
             more=" With `wait`, the answer comes at the first change after the revision of the tag.",
         )
         self._show(
@@ -276,7 +275,7 @@ class TaskOperation(DescribedOperation):
         )
         self.send(
             200,
-            {"Preference-Applied": "The wait that Prefer asked for.", **_AGE},
+            {"Preference-Applied": "The wait that the gateway applied.", **_AGE},
         )
         self.send(503, RETRY_AFTER)
 
@@ -301,14 +300,16 @@ class FeedOperation(DescribedOperation):
         self.accept(
             parameter(
                 "Last-Event-ID",
-                "The newest id of the stream before: what changed since comes first. An empty one counts as none.",
+                "The newest id that the client has received: the changes since then come first. An empty value counts "
+                "as none.",
                 "1742",
                 pattern="^[0-9]{0,18}$",
             )
         )
-        self._answer(
+        self.answer(
             200,
-            "Events `open`, `reset`, `task`, `left`, `gone` and `places`, until somebody hangs up.",
+            "Events `open`, `reset`, `task`, `left`, `gone` and `places`, until the client or the gateway closes the "
+            "stream, or `wait` is over.",
             "text/event-stream",
         )
         self.send(429, RETRY_AFTER)
@@ -320,10 +321,12 @@ class CancelOperation(DescribedOperation):
 
     def __post_init__(self) -> None:
         self.accept(
-            parameter("If-Match", "Cancel it only if it is still at the revision that this ETag begins with.", '"7"')
+            parameter(
+                "If-Match", "Cancel the task only if it is still at the revision that this ETag begins with.", '"7"'
+            )
         )
         ended = {"cancelled": CANCELLED, "ended before": DONE}
-        self._show(200, "The task, which has ended: now, or as it had before.", ended)
+        self._show(200, "The task, ended by this call or before it.", ended)
         self.send(200, {"ETag": "The revision of the task."})
         self.send(503, RETRY_AFTER)
 
@@ -333,65 +336,10 @@ class EventsOperation(DescribedOperation):
     """`GET /tasks/{id}/events`: a stream of server-sent events."""
 
     def __post_init__(self) -> None:
-        self.accept(parameter("Last-Event-ID", "The last event seen, which browsers send when they reconnect.", "7"))
-        self._answer(200, "An event `task` for each change, and one for now, until the task ends.", "text/event-stream")
-        self._answer(204, "The task has ended and Last-Event-ID names its last event.")
+        self.accept(
+            parameter("Last-Event-ID", "The id of the last event received; browsers send it when they reconnect.", "7")
+        )
+        self.answer(200, "An event `task` at once and at every change, until the task has ended.", "text/event-stream")
+        self.answer(204, "The task has ended and Last-Event-ID names its last event.")
         self.send(429, RETRY_AFTER)
         self.send(503, RETRY_AFTER)
-
-
-@dataclass
-class FileOperation(DescribedOperation):
-    """A file of the artifact store, whole or in part."""
-
-    def linked(self) -> None:
-        """The answer may be a link to the file."""
-        self._answer(302, "Where to download it, if this deployment gives links. It needs no key, and lasts a while.")
-        self.send(302, {"Location": "A URL of the object store.", "ETag": _OF_A_FILE})
-
-    def whole(self, what: str, *media_types: str) -> None:
-        """The answer is the whole file *what*."""
-        self._answer(200, f"The whole {what}.", *media_types, PLAIN_BYTES, schema=_BYTES)
-        self.send(200, {"Content-Length": "How many bytes follow."})
-
-    def file(self, what: str, *media_types: str) -> None:
-        """The answer is the file *what*, of one of *media_types*, or a range of it."""
-        self.accept(
-            parameter("Range", "One range of bytes; several, or another unit, give the whole file.", "bytes=0-1023"),
-            parameter("If-Range", "Honour Range only while the file has this ETag.", EXAMPLE_ETAG),
-        )
-        sent = {"Accept-Ranges": "`bytes`", "Content-Length": "How many bytes follow."}
-        # PLAIN_BYTES is for clients that accept nothing else, and client generators know it as bytes
-        self._answer(200, f"The whole {what}.", *media_types, PLAIN_BYTES, schema=_BYTES)
-        self._answer(206, "The bytes that Range asked for.", *media_types, PLAIN_BYTES, schema=_BYTES)
-        self.send(200, sent)
-        self.send(206, {"ETag": _OF_A_FILE, **sent, "Content-Range": "Which bytes, of how many."})
-        self.conditional(_OF_A_FILE, example=EXAMPLE_ETAG)
-        self.send(416, {"Content-Range": f"How many bytes the {what} has."})
-
-
-@dataclass
-class VideoOperation(FileOperation):
-    """`GET /tasks/{id}/video`: an MP4."""
-
-    def __post_init__(self) -> None:
-        self.file("video", "video/mp4")
-        self.linked()
-
-
-@dataclass
-class ThumbnailOperation(FileOperation):
-    """`GET /tasks/{id}/thumbnail`: a WebP."""
-
-    def __post_init__(self) -> None:
-        self.file("thumbnail", "image/webp")
-
-
-@dataclass
-class FileHeadOperation(DescribedOperation):
-    """`HEAD /tasks/{id}/video`: the headers alone."""
-
-    def __post_init__(self) -> None:
-        self._answer(200, "The video exists.")
-        self.send(200, {"Content-Length": "Its size in bytes."})
-        self.conditional(_OF_A_FILE, example=EXAMPLE_ETAG)

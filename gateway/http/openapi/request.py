@@ -50,7 +50,7 @@ def filter_of(name: str, values: Sequence[str], description: str) -> Parameter:
         name=name,
         param_in="query",
         schema=Schema(type=OpenAPIType.ARRAY, items=Schema(type=OpenAPIType.STRING, enum=values), min_items=1),
-        description=f"{description} Several are repeated, or parted by commas.",
+        description=f"{description} Repeat it for several values, or separate them with commas.",
     )
 
 
@@ -59,7 +59,7 @@ def request_body(catalog: Catalog) -> RequestBody:
     entries = [entry for _, entry in sorted(catalog.models.items())]
     examples: dict[str, Example | Reference] = {}
     for entry in entries:
-        examples[entry.name] = Example(summary=f"{entry.title}, as little as possible", value=least_request(entry))
+        examples[entry.name] = Example(summary=f"{entry.title}, only the required fields", value=least_request(entry))
         examples[f"{entry.name}_full"] = Example(
             summary=f"{entry.title}, every field", value=full_request(entry, catalog.keep_s)
         )
@@ -67,8 +67,8 @@ def request_body(catalog: Catalog) -> RequestBody:
         required=True,
         description=(
             "The fields depend on the model. A field that is absent takes its default or fixed value. "
-            "Integers are written without a decimal point: 8 and not 8.0. A form has the same fields, each as it is in "
-            "JSON but for texts, which have no quotes, and the image as a file."
+            "Integers are written without a decimal point: 8 and not 8.0. A form has the same fields, written as in "
+            "JSON, except that texts have no quotes and the image is a file."
         ),
         content={
             "application/json": OpenAPIMediaType(
@@ -97,8 +97,8 @@ def batch_body(catalog: Catalog) -> RequestBody:
     )
     return RequestBody(
         required=True,
-        description="12 MiB at most, as for one request, the images of all requests among them. Upload an image that "
-        "many of them share with `POST /images`.",
+        description="At most 12 MiB, as for one request, including all images. Upload an image that several requests "
+        "share with `POST /images`.",
         content={"application/json": OpenAPIMediaType(schema=schema)},
     )
 
@@ -120,7 +120,7 @@ def request_schema(entry: ModelEntry, operators_keep_s: float | None = None) -> 
         "model": Schema(
             type=OpenAPIType.STRING,
             enum=list(entry.names),
-            description=f"{entry.title}. Upper and lower case are the same.",
+            description=f"{entry.title}. Case does not matter.",
         ),
         "prompt": _text(limits.prompt, "What the video shows."),
         "negative_prompt": _text(limits.negative_prompt, _negative_prompt(limits)),
@@ -129,14 +129,18 @@ def request_schema(entry: ModelEntry, operators_keep_s: float | None = None) -> 
         "height": number(limits.height, "Height of the video in pixels."),
         "num_frames": number(limits.num_frames, "Number of frames of the video."),
         "fps": number(limits.fps, "Frames per second."),
-        "seed": number(limits.seed, "The same seed gives the same video. Absent: the task names the one chosen."),
+        "seed": number(
+            limits.seed,
+            "The same seed gives the same video. If absent, the gateway chooses one, and the task shows it.",
+        ),
         "steps": number(limits.steps, "Inference steps."),
         "cfg": number(limits.cfg, "Classifier-free guidance scale."),
         "priority": Schema(
             type=OpenAPIType.STRING,
             enum=list(Priority),
-            description="Its class: what waits in a stricter one starts first, and none starves another. Absent: that "
-            "of the header Priority, else `standard`, or the highest that the API key may name.",
+            description="The priority class: waiting requests of a higher class start first, and no class starves "
+            "another. If absent: the class in the header Priority, else `standard`, or the highest class that the API "
+            "key may name if that is lower.",
         ),
         "webhook": webhook_schema(),
         "labels": labels_schema(),
@@ -182,8 +186,8 @@ def webhook_schema() -> Schema:
         properties={"url": url_schema(), "events": events_schema()},
         required=["url"],
         additional_properties=False,
-        description="Somebody to be told of the task, at an address of their own. `GET /webhooks/secret` gives the "
-        "secret that signs the messages; for an address that is registered it is that one's.",
+        description="An address to notify of the task. `GET /webhooks/secret` gives the secret that signs the "
+        "messages; for a registered address, its own secret signs them.",
     )
 
 
@@ -194,8 +198,8 @@ def labels_schema() -> Schema:
         property_names=Schema(type=OpenAPIType.STRING, pattern=f"^{KEY_PATTERN}$"),
         additional_properties=Schema(type=OpenAPIType.STRING, pattern=f"^{VALUE_PATTERN}$"),
         max_properties=LABELS_MAX,
-        description="Names for your own use, which the task carries: in answers, events and webhooks. `GET /tasks` "
-        "filters by them. Put no secret there.",
+        description="Your own labels for the task, shown in answers, events and webhooks. `GET /tasks` filters by "
+        "them. Put no secret in them.",
     )
 
 
@@ -205,9 +209,9 @@ def keep_schema(operators_s: float | None) -> Schema:
         type=[OpenAPIType.INTEGER, OpenAPIType.NULL],
         minimum=KEEP_MIN_S,
         maximum=keep_bound_s(operators_s),
-        description="For how many seconds after its end the task is kept. Then it is forgotten, with its video, "
-        "thumbnail and image, as by `DELETE /tasks/{id}/record`. Null or absent: for as long as `keep_s` of "
-        "`GET /settings` says, which is also the most.",
+        description="How many seconds the task is kept after its end. Then it is forgotten with its video, thumbnail "
+        "and image, as by `DELETE /tasks/{id}/record`. Null or absent: the operator's `keep_s` in `GET /settings`, "
+        "which is also the maximum.",
     )
 
 
@@ -237,7 +241,7 @@ def url_schema() -> Schema:
         type=OpenAPIType.STRING,
         max_length=URL_MAX_CHARS,
         pattern=r"^https?://[^\s#@]+$",
-        description="Where to. https, and on the public internet, unless the operator allows more.",
+        description="The address. It must use https and be on the public internet, unless the operator allows more.",
     )
 
 
@@ -248,7 +252,7 @@ def events_schema() -> Schema:
         items=Schema(type=OpenAPIType.STRING, enum=[event.value for event in WebhookEvent]),
         min_items=1,
         default=[event.value for event in DEFAULT_EVENTS],
-        description="Which events. `task.progress` comes only where it is named, every 2 s at most.",
+        description="The events to send. `task.progress` is sent only if named, at most every 2 s.",
     )
 
 
@@ -257,8 +261,8 @@ def _negative_prompt(limits: VideoGenerationConstraints) -> str:
     cfg, default = limits.cfg, limits.negative_prompt.guided_default
     highest = cfg.maximum if cfg.fixed is None else cfg.fixed
     when = "Has no effect at cfg 1." if (highest or 0) > 1 else f"Has no effect on this model, whose cfg is {highest}."
-    absent = f" Absent, and with a cfg above 1: {default}" if default and (highest or 0) > 1 else ""
-    return f"What it should not show. {when}{absent}"
+    absent = f" Default where cfg is above 1: {default}" if default and (highest or 0) > 1 else ""
+    return f"What the video should not show. {when}{absent}"
 
 
 # A character that is white space neither to Python's str.strip nor to the regular expressions of ECMA-262
@@ -284,7 +288,7 @@ def _text(field: TextField, description: str) -> Schema:
 def _number(field: IntegerField | NumberField, description: str, *, enforcement: Enforcement) -> Schema:
     kind = OpenAPIType.INTEGER if isinstance(field, IntegerField) else OpenAPIType.NUMBER
     if field.fixed is not None and enforcement == "report":
-        text = f"{description} Fixed: {field.fixed} is used in the place of any other value, and `warnings` says so."
+        text = f"{description} Fixed: {field.fixed} replaces any other value, and `warnings` says so."
         return Schema(type=kind, default=field.fixed, description=text)
     if field.fixed is not None:
         text = f"{description} Fixed: any value but {field.fixed} is refused."

@@ -18,11 +18,11 @@ from contracts.api.videos import VideoApiErrorBody
 from contracts.geometry import default_size
 from contracts.settings import Catalog, ModelEntry
 from gateway.http.openapi.examples import EXAMPLE_PROMPT, NamedExample, example_problem
+from gateway.http.openapi.files import FileOperation
 from gateway.http.openapi.first_frame import reference_schema
 from gateway.http.openapi.operations import (
     RETRY_AFTER,
     DescribedOperation,
-    FileOperation,
     codes_by_status,
     parameter,
 )
@@ -34,8 +34,10 @@ from gateway.videos.fields import FIELDS
 VIDEO_REQUEST_BODY: Final = "VideoRequest"
 _JSON: Final = "application/json"
 _FORM: Final = "multipart/form-data"
-_POLL_AFTER: Final = {"openai-poll-after-ms": "While it is made: after how many milliseconds it is worth asking again."}
-_NOT_AGAIN: Final = {"x-should-retry": "`false` where the client should not send the request again by itself."}
+_POLL_AFTER: Final = {
+    "openai-poll-after-ms": "Until the video has ended: how many milliseconds to wait before polling again."
+}
+_NOT_AGAIN: Final = {"x-should-retry": "`false` if the client must not retry automatically."}
 _SIDE_NAMES: Final = {"steps": "num_inference_steps", "cfg": "guidance_scale"}
 
 
@@ -67,7 +69,8 @@ def video_request_body(catalog: Catalog) -> RequestBody:
         required=True,
         description=(
             "The fields of OpenAI's video API, and those of vLLM-Omni. What a field may be depends on the model. "
-            "`model` may be left out where one model alone makes videos of what is sent: of a text, or of an image."
+            "`model` may be left out if only one model makes videos of what is sent: a text alone, or a text with an "
+            "image."
         ),
         content={
             _FORM: OpenAPIMediaType(schema=_form()),
@@ -84,16 +87,17 @@ def _schema(entry: ModelEntry, operators_keep_s: float | None) -> Schema:
     known["size"] = Schema(
         type=OpenAPIType.STRING,
         pattern="^[0-9]{1,5}x[0-9]{1,5}$",
-        description="Width and height, as in `96x64`; each is judged like `width` and `height`.",
+        description="Width and height, as in `96x64`; each has the limits of `width` and `height`.",
     )
     known["seconds"] = Schema(
         one_of=[
             Schema(type=OpenAPIType.STRING, pattern=r"^[0-9]{1,6}(\.[0-9]{1,9})?$"),
             Schema(type=OpenAPIType.NUMBER, minimum=0),
         ],
-        description="How long it is, at `fps`: as many frames as come nearest. `num_frames` goes before it.",
+        description="The length of the video, rounded to the nearest possible number of frames at `fps`. "
+        "`num_frames` overrides it.",
     )
-    known["user"] = Schema(type=OpenAPIType.STRING, description="Means nothing here.")
+    known["user"] = Schema(type=OpenAPIType.STRING, description="Accepted and ignored.")
     required = ["prompt", *(["input_reference"] if entry.constraints.image.presence == "required" else [])]
     return Schema(
         title=f"{VIDEO_REQUEST_BODY}_{entry.name}",
@@ -120,7 +124,7 @@ def _form() -> Schema:
         type=OpenAPIType.OBJECT,
         properties=fields,
         required=["prompt"],
-        description="As in JSON, each value as text; what is nested is written `webhook[url]`, `labels[project]`.",
+        description="As in JSON, with each value as text. Nested fields are written `webhook[url]`, `labels[project]`.",
     )
 
 
@@ -139,8 +143,8 @@ class VideoCreateOperation(DescribedOperation):
     def __post_init__(self) -> None:
         self.request_body = Reference(ref=f"#/components/requestBodies/{VIDEO_REQUEST_BODY}")
         self.accept(
-            parameter("Idempotency-Key", "As of `POST /generate`.", "order-17", pattern="^[!-~]{1,255}$"),
-            parameter("Priority", "As of `POST /generate`.", "background"),
+            parameter("Idempotency-Key", "As for `POST /generate`.", "order-17", pattern="^[!-~]{1,255}$"),
+            parameter("Priority", "As for `POST /generate`.", "background"),
         )
         self.send(200, _POLL_AFTER)
         self.send(503, RETRY_AFTER | _NOT_AGAIN)
@@ -153,8 +157,8 @@ class VideoSyncOperation(FileOperation):
     def __post_init__(self) -> None:
         self.request_body = Reference(ref=f"#/components/requestBodies/{VIDEO_REQUEST_BODY}")
         self.accept(
-            parameter("Idempotency-Key", "As of `POST /generate`.", "order-17", pattern="^[!-~]{1,255}$"),
-            parameter("Priority", "As of `POST /generate`.", "background"),
+            parameter("Idempotency-Key", "As for `POST /generate`.", "order-17", pattern="^[!-~]{1,255}$"),
+            parameter("Priority", "As for `POST /generate`.", "background"),
         )
         self.whole("video", "video/mp4")
         self.send(200, {"Location": "The path of the video."})
@@ -176,7 +180,11 @@ class VideoRetrieveOperation(DescribedOperation):
     """`GET /v1/videos/{id}`."""
 
     def __post_init__(self) -> None:
-        self.accept(parameter("Prefer", "`wait=S`: answer when it has ended, or after S seconds.", "wait=60"))
+        self.accept(
+            parameter(
+                "Prefer", "`wait=S`: answer when the task has ended, or after S seconds at the latest.", "wait=60"
+            )
+        )
         self.send(200, _POLL_AFTER)
         self.send(503, RETRY_AFTER)
 

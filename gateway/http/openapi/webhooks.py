@@ -21,7 +21,7 @@ class EndpointOperation(KeyedOperation):
         )
         examples: dict[str, Example | Reference] = {
             "ends": Example(
-                summary="Told when a task has ended",
+                summary="Notify when a task has ended",
                 value={"url": "https://example.com/warmlane", "events": ["task.done", "task.failed"]},
             ),
         }
