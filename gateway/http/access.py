@@ -128,8 +128,8 @@ def _admit(scope: Scope, wanted: Needs, keys: KeyBoard, limits: RateLimits, allo
     if caller.key is None and is_foreign(scope["headers"], allowed_hosts):
         raise ProblemError(
             "foreign_host",
-            "call it as 127.0.0.1 or localhost, or have an API key made; an operator may also allow the name by which "
-            "it is called with --allowed-host",
+            "call it as 127.0.0.1 or localhost, or ask an operator for an API key; an operator may also allow the name "
+            "with --allowed-host",
         )
     turn = limits.turn(caller.key)
     if wanted.scope is not None and not caller.may(wanted.scope):

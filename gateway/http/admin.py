@@ -136,7 +136,7 @@ def _mode_answer(services: Services, model: str) -> Response[ModeView]:
 
 @get(
     "/admin/queue",
-    summary="Queues, and who serves them",
+    summary="Queues, and the worker that leads",
     tags=_TAGS,
     operation_class=KeyedOperation,
     responses=problem_responses("transport_unavailable"),
@@ -266,7 +266,7 @@ def _entry(services: Services, model: str) -> ModelEntry:
     entry = services.catalog.resolve(model)
     if entry is None:
         known = ", ".join(sorted(services.catalog.models))
-        raise ProblemError("model_not_found", f"no model has this name; there are {known}")
+        raise ProblemError("model_not_found", f"no model has this name; the models are {known}")
     return entry
 
 

@@ -55,7 +55,7 @@ async def body_chunks(request: Request[Any, Any, Any], *, max_bytes: int) -> Asy
 
 def too_much_beside(beside_image_bytes: int, max_bytes: int) -> ProblemError:
     """The problem of a body of which more than *max_bytes* are not the image."""
-    detail = f"{beside_image_bytes} bytes of it are not the image; at most {max_bytes} may be"
+    detail = f"the body has {beside_image_bytes} bytes beside the image; at most {max_bytes} are allowed"
     return ProblemError("body_too_large", detail)
 
 

@@ -25,10 +25,11 @@ def require_within_bounds(caller: Caller, index: TaskIndex, count: int = 1) -> N
             continue
         there = index.count(caller.name, status)
         if there + more > most:
-            and_more = f", {more} more came" if more > 1 else ""
+            bound = f"this key allows {most}"
+            if more > 1:
+                bound = f"{more} more would exceed the {most} that this key allows"
             raise ProblemError(
                 "too_many_tasks",
-                f"{there} tasks of yours {what}{and_more}, and this key allows {most}; try again when one has ended, "
-                "or cancel one",
+                f"{there} tasks of yours {what}, and {bound}; try again when one has ended, or cancel one",
                 retry_after_s=RETRY_S,
             )

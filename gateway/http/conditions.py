@@ -87,8 +87,8 @@ def require_to_change(conditions: Conditions, revision: int | None) -> None:
 def precondition_failed(etag: str | None) -> ProblemError:
     """The problem; *etag* is what `If-Match` would have to name."""
     if etag is None:
-        return ProblemError("precondition_failed", "there is nothing here that has a tag; leave If-Match out")
-    return ProblemError("precondition_failed", f"it is at {etag} now; GET it and decide again", headers={"ETag": etag})
+        return ProblemError("precondition_failed", "the resource has no tag; leave If-Match out")
+    return ProblemError("precondition_failed", f"it is now at {etag}; GET it and decide again", headers={"ETag": etag})
 
 
 def tag_of(etag: str) -> str:

@@ -44,7 +44,7 @@ _REVISION: Final = re.compile(r"[0-9]{1,18}")
 _Services = NamedDependency[Services]
 _Wait = Annotated[
     float | None,
-    QueryParameter(name="wait", ge=0, le=FEED_WAIT_MAX_S, description="End the stream after so many seconds."),
+    QueryParameter(name="wait", ge=0, le=FEED_WAIT_MAX_S, description="End the stream after this many seconds."),
 ]
 
 
@@ -83,7 +83,7 @@ async def follow_tasks(
     try:
         place = services.streams.take(caller.name)
     except TooManyStreams as error:
-        detail = f"{error}; close those that nobody looks at"
+        detail = f"{error}; close streams that you no longer read"
         raise ProblemError("too_many_streams", detail, retry_after_s=RETRY_AFTER_S) from error
     return EventStream(_events(request, services, wanted, since, wait), place=place)
 

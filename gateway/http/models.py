@@ -43,7 +43,7 @@ async def get_model(services: NamedDependency[Services], model: FromPath[str]) -
     entry = services.catalog.resolve(model)
     if entry is None:
         known = ", ".join(sorted(services.catalog.models))
-        raise ProblemError("model_not_found", f"no model has this name; there are {known}")
+        raise ProblemError("model_not_found", f"no model has this name; the models are {known}")
     return model_of(entry)
 
 

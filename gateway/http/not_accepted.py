@@ -70,7 +70,7 @@ def not_accepted(error: NotAccepted, *, has_key: bool) -> ProblemError:
         case InvalidRequest():  # about an image that the request names
             return wrong_fields(error)
         case TooManyFetches():
-            detail = "as many images as may be are being fetched; try again after the time in Retry-After"
+            detail = "the gateway is fetching as many images as it may; try again after the time in Retry-After"
             return ProblemError("too_many_fetches", detail, retry_after_s=RETRY_SOON_S)
         case TransportUnavailable():
             hint = "the same request with the same Idempotency-Key is safe" if has_key else "use an Idempotency-Key"

@@ -130,7 +130,7 @@ def panel_routes(folder: Path = FOLDER) -> list[HTTPRouteHandler]:
         name = path.removeprefix("/")
         file = None if name == PAGE else files.get(name)
         if file is None:
-            raise ProblemError("not_found", "the panel has no such file; it is at /")
+            raise ProblemError("not_found", "the panel has no such file; the panel is at /")
         return _answer(request, file, varies=("Accept-Encoding",))
 
     return [get_page, get_file]

@@ -45,7 +45,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "foreign_host": ProblemKind(
         403,
         "Without API keys the gateway answers to this machine's own names only",
-        "Call it as 127.0.0.1 or localhost, or have an API key made.",
+        "Call it as 127.0.0.1 or localhost, or ask an operator for an API key.",
     ),
     "cross_origin_refused": ProblemKind(
         403,
@@ -53,11 +53,11 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
         "Pages of 'https://example.com' may not call this gateway; an operator allows them with --cors-origin.",
     ),
     "malformed_request": ProblemKind(
-        400, "The bytes are no HTTP request", "This is no HTTP/1.1 request. The connection is closed."
+        400, "The bytes are not an HTTP request", "This is not an HTTP/1.1 request. The connection is closed."
     ),
     "not_found": ProblemKind(404, "There is nothing at this path", "See /docs for the paths that exist."),
     "model_not_found": ProblemKind(
-        404, "No model has this name", "There are anisora and phr00t. GET /settings lists them with their aliases."
+        404, "No model has this name", "The models are anisora and phr00t. GET /settings lists them with their aliases."
     ),
     "task_not_found": ProblemKind(
         404,
@@ -80,7 +80,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "video_failed": ProblemKind(
         404,
         "The task failed and has no video",
-        "The task failed: worker_lost. Send the request again to try anew.",
+        "The task failed: worker_lost. Send the request again.",
     ),
     "slot_not_found": ProblemKind(
         404, "No worker has shown a slot of this name", "GET /admin/lanes lists the slots that workers show."
@@ -104,7 +104,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "task_not_ended": ProblemKind(
         409,
-        "The task may still end well",
+        "The task has not ended yet",
         "The task is processing. Wait for it, or cancel it with DELETE /tasks/{id} first.",
     ),
     "image_not_found": ProblemKind(
@@ -120,14 +120,14 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "precondition_failed": ProblemKind(
         412,
-        "It is no longer what the request depends on",
-        'It is at "9" now; GET it and decide again.',
+        "The resource has changed, or its tag does not match",
+        'It is now at "9"; GET it and decide again.',
     ),
     "body_too_large": ProblemKind(
         413, "The body is too large", "Send less. Of an image, GET /settings names the limits of each model."
     ),
     "unsupported_media_type": ProblemKind(
-        415, "The body is declared as what this path does not take", "Send it as application/json."
+        415, "This path does not take the declared media type", "Send it as application/json."
     ),
     "range_not_satisfiable": ProblemKind(
         416,
@@ -149,21 +149,21 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "too_many_tasks": ProblemKind(
         429,
-        "As many tasks of this caller wait or run as its API key allows",
-        "20 tasks of yours wait, and this key allows 20. Try again when one has ended, or been cancelled.",
+        "The caller has as many waiting or running tasks as its API key allows",
+        "20 tasks of yours wait, and this key allows 20. Try again when one has ended, or cancel one.",
     ),
     "too_many_webhooks": ProblemKind(
-        429, "The caller has as many webhooks as one may have", "20 endpoints are registered; remove one first."
+        429, "The caller has the maximum number of webhooks", "20 endpoints are registered; remove one first."
     ),
     "too_many_images": ProblemKind(
         429,
-        "The caller has as many images as one may have",
+        "The caller has the maximum number of images",
         "200 images of yours are stored; remove one first, or wait until some expire.",
     ),
     "too_many_fetches": ProblemKind(
         429,
-        "As many images as may be are being fetched",
-        "Images that other requests name are being fetched. Try again after the time in Retry-After.",
+        "The gateway is fetching as many images as it may",
+        "Images for other requests are being fetched. Try again after the time in Retry-After.",
     ),
     "too_many_streams": ProblemKind(
         429,
@@ -190,13 +190,13 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "queue_overloaded": ProblemKind(
         503,
-        "The workers have more to do than they can begin in time",
+        "The workers are busy for longer than the request may wait",
         "25 requests are waiting already. Try again after the time in Retry-After.",
     ),
     "starting": ProblemKind(
         503,
-        "The gateway has not begun to serve yet",
-        "It waits for something; GET /readyz says for what. Try again after the time in Retry-After.",
+        "The gateway does not serve yet",
+        "GET /readyz says what it waits for. Try again after the time in Retry-After.",
     ),
     "too_many_connections": ProblemKind(
         503,
@@ -206,17 +206,17 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     "storage_full": ProblemKind(
         503,
         "The queue has no room for more requests",
-        "Nothing of the request was stored. Try again after the time in Retry-After. The metrics show it to operators.",
+        "Nothing of the request was stored. Try again after the time in Retry-After.",
     ),
     "storage_unavailable": ProblemKind(
         503,
         "The artifact store cannot be used",
-        "The image could not be stored, and the request will not run. Try again.",
+        "The file could not be stored or read. Try again.",
     ),
     "webhook_secret_unavailable": ProblemKind(
         503,
         "The secret of the webhook cannot be read",
-        "It was sealed with another key than the gateway has. An operator finds out why in its log.",
+        "It was sealed with a key that the gateway does not have. Rotate the secret, or ask an operator.",
     ),
     "transport_unavailable": ProblemKind(
         503,

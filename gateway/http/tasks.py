@@ -31,7 +31,7 @@ _Services = NamedDependency[Services]
 _Wait = Annotated[
     float | None,
     QueryParameter(
-        name="wait", ge=0, le=MAX_WAIT_S, description="Answer when the task has ended, or after so many seconds."
+        name="wait", ge=0, le=MAX_WAIT_S, description="Answer when the task has ended, or after this many seconds."
     ),
 ]
 
@@ -97,7 +97,7 @@ async def follow_task(request: CallerRequest, services: _Services, task_id: From
     try:
         place = services.streams.take(request.user.name)
     except TooManyStreams as error:
-        detail = f"{error}; close those of tasks that have ended, or wait with GET /tasks/{{id}}?wait=60"
+        detail = f"{error}; close the streams of tasks that have ended, or wait with GET /tasks/{{id}}?wait=60"
         raise ProblemError("too_many_streams", detail, retry_after_s=RETRY_AFTER_S) from error
     return EventStream(_events(request, services, snapshot), place=place)
 

@@ -262,7 +262,7 @@ async def make_from_a_video(request: CallerRequest) -> None:
 @get("/v1/videos/characters/{character_id:str}", include_in_schema=False, **needs("read"))
 async def get_character(character_id: FromPath[str]) -> None:
     """As `make_from_a_video`."""
-    raise ProblemError("not_found", f"{character_id[:64]!a}: there are no characters here; the prompt says who is seen")
+    raise ProblemError("not_found", f"{character_id[:64]!a}: characters are not supported; describe them in the prompt")
 
 
 ROUTES: Final[Sequence[HTTPRouteHandler]] = (
@@ -330,7 +330,7 @@ async def _ended(request: CallerRequest, services: Services, snapshot: Snapshot)
             task_id = snapshot.task.id
             raise ProblemError(
                 "transport_unavailable",
-                f"this gateway leaves; the video is made all the same: GET {root_of(request)}/v1/videos/{task_id}",
+                f"this gateway is stopping; the video will still be made: GET {root_of(request)}/v1/videos/{task_id}",
                 headers=NOT_AGAIN,
             )
         waited = await services.tasks.readers.wait(snapshot, seen_revision=None, timeout_s=MAX_WAIT_S)
@@ -369,6 +369,6 @@ def _failed(services: Services, task: GenerationTask) -> ProblemError:
 
 async def _content(request: CallerRequest, services: Services, video_id: str, variant: str) -> StoredFile:
     if variant not in VARIANTS:
-        raise ProblemError("invalid_query", f"variant: expected {' or '.join(VARIANTS)}; there is no other")
+        raise ProblemError("invalid_query", f"variant: expected {' or '.join(VARIANTS)}")
     stored = stored_video if variant == "video" else stored_thumbnail
     return await stored(request, services, video_id)

@@ -18,7 +18,7 @@ class ConnectionRefusal(Struct, frozen=True):
     detail: str
 
 
-NO_HTTP = ConnectionRefusal("malformed_request", "this is no HTTP/1.1 request")
+NO_HTTP = ConnectionRefusal("malformed_request", "this is not an HTTP/1.1 request")
 CONNECTIONS_FULL = ConnectionRefusal("too_many_connections", "this gateway has as many connections as it can have")
 
 

@@ -164,7 +164,7 @@ def _model(sent: Mapping[str, Any], catalog: Catalog, made: Translation) -> Mode
         return None
     entry = catalog.resolve(name)
     if entry is None:
-        raise UnknownModel(f"model: no model has the name {json.dumps(shown(name))}; there are {', '.join(names)}")
+        raise UnknownModel(f"model: no model has the name {json.dumps(shown(name))}; the models are {', '.join(names)}")
     return entry
 
 

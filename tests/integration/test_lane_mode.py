@@ -98,7 +98,7 @@ async def test_the_command(system: System, second_gateway: GatewayProcess) -> No
     assert seen.stdout.startswith("anisora is degraded since ")
     wrong = await asyncio.to_thread(lane_mode, url, "sora", "degraded")
     assert wrong.returncode == 1
-    assert "there are anisora, phr00t" in wrong.stderr
+    assert "the models are anisora, phr00t" in wrong.stderr
     unusable = await asyncio.to_thread(lane_mode, url, "anisora", "off")
     assert unusable.returncode == 2
     await asyncio.to_thread(lane_mode, url, "anisora", "auto")

@@ -191,7 +191,7 @@ def test_an_image_that_is_somewhere_else() -> None:
 
 
 def test_an_unknown_model_is_told_apart() -> None:
-    with pytest.raises(UnknownModel, match=r'no model has the name "sora-2"; there are anisora, phr00t'):
+    with pytest.raises(UnknownModel, match=r'no model has the name "sora-2"; the models are anisora, phr00t'):
         accepted({"model": "sora-2", "prompt": "x", "size": "?"}, TINY)
 
 
