@@ -1,4 +1,5 @@
-"""What a card of a common size can serve of a model, and how. Pure: the arithmetic is that of `contracts/fit.py`."""
+"""Which models a card of a common size can serve, and with which options. Pure: the arithmetic is that of
+`contracts/fit.py`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal
@@ -9,8 +10,8 @@ from contracts.checkpoints import Checkpoint
 from contracts.fit import Components, alternatives, gb, need
 
 MIB: Final = 1 << 20
-# Gigabytes as cards are sold, and bytes as the driver reports them, of the smallest usual card of that name: T4, L4,
-# L40S, H100, H200.
+# By the gigabytes that a card is sold with: the bytes that the driver reports for the smallest common card of that size
+# (T4, L4, L40S, H100, H200).
 CARDS: Final[Mapping[int, int]] = {
     16: 15_360 * MIB,
     24: 23_034 * MIB,
@@ -18,12 +19,13 @@ CARDS: Final[Mapping[int, int]] = {
     80: 81_559 * MIB,
     141: 143_771 * MIB,
 }
-# What the driver keeps of a card for itself and never gives to anybody.
+# Memory of a card that the driver reserves for itself.
 DRIVER_BYTES: Final = 700_000_000
 
 
 class Serving(Struct, frozen=True, kw_only=True):
-    """One way to serve *model*: the options, what they need of the card and of the host, and the *cards* that have it.
+    """One way to serve *model*: the options, the memory that they need on the card and on the host, and the *cards*
+    that have enough.
 
     *cards* are those of `CARDS`, in gigabytes as sold. *pinned*: the host's part is locked memory.
     """
@@ -58,7 +60,7 @@ def servings(model: str, components: Components | None, checkpoint: Checkpoint) 
 
 
 def markdown(rows: Sequence[Serving]) -> str:
-    """*rows* as the documentation shows them."""
+    """*rows* as a Markdown table for the documentation."""
     cards = "".join(f" {card} GB |" for card in CARDS)
     lines = [f"| model | options | on the card | on the host |{cards}", "|---" * (4 + len(CARDS)) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in rows]
@@ -66,7 +68,8 @@ def markdown(rows: Sequence[Serving]) -> str:
 
 
 def ways(rows: Sequence[Serving]) -> str:
-    """For each of `CARDS` and model the fastest way that keeps the weights as they are, and fp8 where it is faster."""
+    """A Markdown table: for each of `CARDS` and each model the fastest way that keeps the weights as they are, and fp8
+    if that is faster."""
     models = list(dict.fromkeys(row.model for row in rows))
     lines = [f"| card | {' | '.join(models)} |", "|---" * (1 + len(models)) + "|"]
     for card in CARDS:
@@ -84,11 +87,11 @@ def _way(fitting: Sequence[Serving]) -> str:
 
 
 def _host(row: Serving) -> str:
-    """The host's part in words, where the weights are there while they are not used."""
+    """The host's part in words, if the host holds the weights that are not in use."""
     return "" if row.offload == "none" else f" and {gb(row.host_bytes)} of {'pinned ' if row.pinned else ''}host memory"
 
 
 def cells(row: Serving) -> list[str]:
-    """One line of a table: model, options, card, host, and for each of `CARDS` whether it can."""
+    """One line of a table: model, options, card, host, and for each of `CARDS` whether it fits."""
     fits = ["yes" if card in row.cards else "-" for card in CARDS]
     return [row.model, row.options, gb(row.card_bytes), gb(row.host_bytes) + (", pinned" if row.pinned else ""), *fits]

@@ -8,7 +8,7 @@ from contracts.fields import Presence
 from contracts.strict import Strict
 
 PROMPT_SUFFIX_MAX_CHARS: Final = 500
-# Which presence of an image a pipeline class of diffusers can serve. A class that is not listed is not checked.
+# The presences of an image that a pipeline class of diffusers can serve. A class that is not listed is not checked.
 PRESENCES: Final[Mapping[str, tuple[Presence, ...]]] = {
     "WanPipeline": ("unsupported",),
     "WanImageToVideoPipeline": ("required",),
@@ -16,7 +16,7 @@ PRESENCES: Final[Mapping[str, tuple[Presence, ...]]] = {
 }
 
 # The schedulers of diffusers that take a flow shift, predict a flow as Wan does, and add no noise of their own.
-# SASolver and FlowMatchLCM draw noise past the seed, so that the same request would give another video each time.
+# SASolver and FlowMatchLCM draw noise past the seed, so that the same request would give a different video each time.
 SchedulerKind = Literal[
     "UniPCMultistepScheduler",
     "DEISMultistepScheduler",
@@ -53,8 +53,8 @@ AttentionBackend = Literal[
 class Scheduler(Strict, frozen=True):
     """The diffusers scheduler class of a checkpoint and its flow shift.
 
-    *sigmas*: where its steps lie before the shift; `even` as diffusers has them, `beta` as ComfyUI's scheduler of that
-    name has them (ADR 0028).
+    *sigmas* places its steps before the shift: `even` as in diffusers, `beta` as in ComfyUI's scheduler of that name
+    (ADR 0028).
     """
 
     kind: SchedulerKind
@@ -70,11 +70,12 @@ class RandomWeights(Strict, frozen=True):
 
 
 class GroupOffload(Strict, frozen=True):
-    """How `offload: group` moves the weights of transformers and text encoder to the card and away.
+    """How `offload: group` moves the weights of the transformers and the text encoder to the card and back.
 
-    *level* `leaf`: layer by layer. `block`: the transformers by *blocks* of their blocks at a time, the rest by layer.
-    *stream*: the next group is copied while one computes. Then *pinned* host memory holds all that is moved, or else a
-    group at a time; *record_stream* spares a synchronisation for each group and holds memory a little longer.
+    *level* `leaf` moves one layer at a time. `block` moves *blocks* blocks of a transformer at a time, and one layer at
+    a time of everything else. With *stream*, the next group is copied while one computes. *pinned* then keeps all moved
+    weights in pinned host memory; without it, only one group at a time is pinned. *record_stream* saves a
+    synchronisation for each group, and holds memory a little longer.
     """
 
     level: Literal["leaf", "block"] = "leaf"
@@ -88,10 +89,11 @@ class Checkpoint(Strict, frozen=True):
     """The diffusers folder below the models folder that the pipeline host loads, and how to load it
     (docs/models/checkpoint-options.md).
 
-    *expected_bytes*: all weights as loaded, where the folder is not there to be counted. *activation_bytes*: what an
-    inference needs beside them. *layerwise_casting*: in which type the transformers' layers are kept between two uses.
-    *prompt_suffix* is added to each prompt, after a blank; no client sees it. *device_map*: with `offload: none`, each
-    tensor goes to the card as it is read, not all of them when all were read.
+    *expected_bytes* is the size of all weights as loaded, used while there is no folder to count them in.
+    *activation_bytes* is what an inference needs beside the weights. *layerwise_casting* is the type in which the
+    transformers' layers are kept between two uses. *prompt_suffix* is added to each prompt, after a blank; no client
+    sees it. With *device_map* and `offload: none`, each tensor goes to the card as soon as it is read, and not all of
+    them after the last one.
     """
 
     pipeline: str
@@ -128,7 +130,7 @@ def checkpoint_mistakes(place: str, checkpoint: Checkpoint) -> Iterator[str]:
     if len(suffix) > PROMPT_SUFFIX_MAX_CHARS or suffix != suffix.strip():
         yield f"{place}.prompt_suffix: at most {PROMPT_SUFFIX_MAX_CHARS} characters, without blanks around them"
     if checkpoint.device_map and (checkpoint.offload != "none" or checkpoint.layerwise_casting is not None):
-        # casting is done on the host: the card would hold all weights before they are cast
+        # the host casts the weights: with a device map the card would hold all of them uncast
         yield f'{place}.device_map: only with "offload": "none", and without layerwise_casting'
     if group is None:
         return
@@ -143,13 +145,13 @@ def checkpoint_mistakes(place: str, checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def presence_mistakes(place: str, presence: Presence, checkpoint: Checkpoint) -> Iterator[str]:
-    """Whether the pipeline of *checkpoint* can serve that *presence* of an image.
+    """What is wrong if the pipeline of *checkpoint* cannot serve that *presence* of an image.
 
-    With another one an accepted request could not run, or would need an image that nobody sent.
+    The gateway would accept requests that cannot run, or that need an image that no client sent.
     """
     served = PRESENCES.get(checkpoint.pipeline)
     if served is None or presence in served:
         return
     if "unsupported" not in served and checkpoint.random_weights is not None:
-        return  # a lane makes an image for random weights, where no picture is worth looking at (ADR 0022)
+        return  # with random weights a lane makes the image itself: no such picture is worth looking at (ADR 0022)
     yield f"{place}: {' or '.join(served)} with checkpoint.pipeline {checkpoint.pipeline}, got {presence}"

@@ -13,7 +13,7 @@ MediaType = Literal["image/png", "image/jpeg", "image/webp"]  # those whose head
 SEED_SPAN: Final = 2**32
 # What becomes of a request with another value for a fixed field: a 422, or the fixed value and a warning.
 Enforcement = Literal["reject", "report"]
-# What no settings file may go below.
+# The lowest values that a settings file may set.
 LOWEST: Final[Mapping[str, int]] = {"seed": 0, "cfg": 0, "steps": 1, "width": 1, "height": 1, "num_frames": 1, "fps": 1}
 Presence = Literal["required", "optional", "unsupported"]
 
@@ -26,8 +26,8 @@ class TextField(Strict, frozen=True):
 
 
 class NegativePromptField(TextField, frozen=True):
-    """*guided_default* is used where a request leaves the text out and its cfg is above 1: at 1 the model reads
-    none (ADR 0028). An empty text that a request sends stays empty.
+    """*guided_default* is used if a request leaves the text out and its cfg is above 1: at 1 the model does not read it
+    (ADR 0028). An empty text that a request sends stays empty.
     """
 
     guided_default: str = ""
@@ -40,8 +40,8 @@ class NegativePromptField(TextField, frozen=True):
 class NumberField(Strict, frozen=True):
     """A number: fixed, or with a default between two limits.
 
-    With *step*, a value v is valid when (v - offset) is a multiple of step, so 4k+1 is step 4, offset 1. *reason* says
-    to people why it is fixed.
+    With *step*, a value v is valid when (v - offset) is a multiple of step, so 4k+1 is step 4, offset 1. *reason* tells
+    people why it is fixed.
     """
 
     fixed: float | None = None
@@ -95,8 +95,8 @@ class GenerationFields(Strict, frozen=True):
 class GeometryFields(Strict, frozen=True):
     """The limits that depend on the size of the checkpoint.
 
-    *max_volume*: the most pixels that all frames may have together, width x height x num_frames, on which the memory of
-    an inference follows (ADR 0025). Absent, the three fields' own limits are the only ones.
+    *max_volume* is the most pixels that all frames may have together, width x height x num_frames: the memory of an
+    inference grows with it (ADR 0025). If it is absent, only the three fields' own limits apply.
     """
 
     width: IntegerField
@@ -126,7 +126,7 @@ class VideoGenerationConstraints(Strict, frozen=True):
 
 
 def max_volume(geometry: GeometryFields) -> int:
-    """The limit as it is set, or what the fields' own limits admit."""
+    """The limit that is set, or else the largest volume that the fields' own limits admit."""
     return geometry.max_volume if geometry.max_volume is not None else _volume(geometry, "maximum")
 
 
@@ -147,7 +147,7 @@ def field_mistakes(place: str, fields: GenerationFields | GeometryFields) -> Ite
     for name in fields.__struct_fields__:
         field = getattr(fields, name)
         if name == "max_volume":
-            continue  # no field of a request
+            continue  # not a field of a request
         if isinstance(field, TextField):
             if not 0 <= field.min_chars <= field.max_chars:
                 yield f"{place}.{name}: 0 <= min_chars <= max_chars"

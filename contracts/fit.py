@@ -1,6 +1,7 @@
 """What a checkpoint needs on a card and on its host, by its options. Pure: tensors as stored and options in, bytes out.
 
-The rules are those of diffusers and transformers; `tests/e2e/test_options.py` holds them to pipelines that were loaded.
+The rules are those of diffusers and transformers; `tests/e2e/test_options.py` checks them against pipelines that were
+loaded.
 """
 
 import re
@@ -14,11 +15,12 @@ from contracts.checkpoints import Checkpoint, GroupOffload
 
 GB: Final = 1_000_000_000
 WIDTH_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1}
-# The modules that stay float32 whatever the dtype: of Wan's transformers, and, in float16 only, of UMT5.
+# Modules that stay float32 whatever the dtype: first those of Wan's transformers, then those of UMT5, which stay so
+# only in float16.
 KEPT_FLOAT32: Final = frozenset({"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
 KEPT_FLOAT32_IN_FLOAT16: Final = frozenset({"wo"})
-# Modules whose layers layerwise casting leaves alone: diffusers' own list, that of Wan's transformers, and what is
-# kept in float32.
+# Modules whose layers layerwise casting leaves alone: diffusers' own list, that of Wan's transformers, and the modules
+# that stay float32.
 NOT_CAST: Final = (
     "pos_embed",
     "patch_embed",
@@ -29,14 +31,14 @@ NOT_CAST: Final = (
     "condition_embedder",
     *sorted(KEPT_FLOAT32),
 )
-# Text encoder and transformers; the VAE stays on the card (docs/models/checkpoint-options.md).
+# Offloading moves the text encoder and the transformers; the VAE stays on the card (docs/models/checkpoint-options.md).
 KEPT_ON_CARD: Final = "vae"
-# It reads 512 tokens and is done before the first step: what it holds does not grow with the video, nor come on top of
-# what the transformer and the VAE hold.
+# The text encoder reads 512 tokens and is done before the first step. So what it holds does not grow with the video,
+# and does not add to what the transformer and the VAE hold.
 TEXT_ENCODER: Final = "text_encoder"
 TEXT_ENCODER_BYTES: Final = 500_000_000
-# What CUDA takes of a card for a process and its kernels, before any tensor. Where a host runs it is in use already: no
-# part of what has to be free, but of what a card must have in all.
+# What CUDA takes of a card for a process and its kernels, before any tensor. A running pipeline host has taken it
+# already, so it counts towards what a card must have in all, and not towards what must be free.
 CONTEXT_BYTES: Final = 600_000_000
 # How much of the host's memory its processes take beside the weights: torch alone takes half a gigabyte.
 PROCESSES_BYTES: Final = 2_000_000_000
@@ -60,9 +62,9 @@ Components = Mapping[str, tuple[StoredTensor, ...]]
 
 
 class LoadedComponent(Struct, frozen=True, kw_only=True):
-    """A component as it lies in memory. *converted_bytes* of it are not of the type that is stored, and so are copies
-    on the host rather than pages of the file. *pinned_bytes*: in pinned memory, block by block. *working_bytes*: the
-    largest layer that is cast before it computes."""
+    """A component as it lies in memory. *converted_bytes* of it have another type than the stored one, and so are
+    copies on the host rather than pages of the file. *pinned_bytes* is its size in pinned memory, rounded up block by
+    block. *working_bytes* is the largest layer that is cast before it computes."""
 
     name: str
     bytes: int
@@ -75,7 +77,8 @@ class LoadedComponent(Struct, frozen=True, kw_only=True):
 
 
 class Need(Struct, frozen=True, kw_only=True):
-    """What must be there before the load: on the card, where the slot is one (*on_card*), and on the host."""
+    """The memory that must be there before the load: on the card, if the slot is a card (*on_card*), and on the
+    host."""
 
     on_card: bool
     card_bytes: int
@@ -89,17 +92,17 @@ class Need(Struct, frozen=True, kw_only=True):
 
     @property
     def room_bytes(self) -> int:
-        """What the slot's own memory must have in all."""
+        """How large the slot's own memory must be in all."""
         return self.slot_bytes + (CONTEXT_BYTES if self.on_card else 0)
 
     @property
     def slot_bytes(self) -> int:
-        """What the slot's own memory must have room for."""
+        """How much of the slot's own memory must be free."""
         return self.card_bytes if self.on_card else self.host_bytes
 
 
 def loaded(name: str, tensors: Iterable[StoredTensor], checkpoint: Checkpoint) -> LoadedComponent:
-    """Component *name* as `load_pipeline` has it in memory."""
+    """Component *name* as `load_pipeline` holds it in memory."""
     total = converted = pinned = working = 0
     layers: dict[str, int] = {}
     blocks: dict[str, int] = {}
@@ -133,7 +136,7 @@ def loaded(name: str, tensors: Iterable[StoredTensor], checkpoint: Checkpoint) -
 
 
 def pinned_block(held: int) -> int:
-    """What torch locks of the host's memory for a tensor of *held* bytes."""
+    """How much of the host's memory torch locks for a tensor of *held* bytes."""
     if held <= PINNED_ROUND_MAX_BYTES:
         return 1 << max(held - 1, 0).bit_length() if held else 0
     return -(-held // PAGE_BYTES) * PAGE_BYTES
@@ -165,13 +168,14 @@ def need(components: Components | None, checkpoint: Checkpoint, *, on_card: bool
     """What *checkpoint* needs by its options.
 
     1. Without a card everything is on the host.
-    2. `none`: all weights on the card; on the host, while it loads, what is converted there.
-    3. `model`: a component on the card at a time, all of them on the host.
-    4. `group`: on the card the VAE, and of one of the rest the groups that are there at a time; on the host the rest,
-       in pinned memory where the settings say so.
-    With `model` and `group` the components come one after another, and the one that needs most counts.
-    To each on the card come *activation_bytes*, and the largest layer that is cast before it computes; to the text
-    encoder what it holds itself. Without *components* (no folder yet) `expected_bytes` stands for all weights.
+    2. `none`: the card holds all weights; the host holds, during the load, those that it converts.
+    3. `model`: the card holds one component at a time; the host holds all of them.
+    4. `group`: the card holds the VAE and, of one other component, the groups that are there at a time. The host holds
+       all components but the VAE, in pinned memory if the settings say so.
+    With `model` and `group` the components run one after another, and the one that needs most counts.
+    A component on the card needs *activation_bytes* beside its weights, and room for the largest layer that is cast
+    before it computes. The text encoder needs its own activations instead. Without *components* (no folder yet),
+    `expected_bytes` stands for all weights.
     """
     parts = [loaded(name, tensors, checkpoint) for name, tensors in (components or {}).items()]
     parts = parts or [_unknown(checkpoint)]
@@ -226,7 +230,8 @@ def pooled(wanted: Need) -> Need:
 
 
 def _groups_bytes(part: LoadedComponent, group: GroupOffload) -> int:
-    """What of *part* is on the card at a time: the group that computes, the next one, and one that is being let go."""
+    """How much of *part* is on the card at a time: the group that computes, the next one, and one that is being
+    freed."""
     at_a_time = 1 + group.stream + group.record_stream
     if group.level == "block" and part.largest_block_bytes and part.name.startswith("transformer"):
         return part.outside_blocks_bytes + part.largest_block_bytes * max(group.blocks, at_a_time)
@@ -304,7 +309,7 @@ def _fitting(
 
 
 def alternatives(checkpoint: Checkpoint) -> Iterator[Checkpoint]:
-    """*checkpoint* with each place that its weights can have, the fastest first, and cast to one byte or not."""
+    """*checkpoint* with each `offload`, the fastest first, both with and without casting to one byte."""
     casts: tuple[Literal["float8_e4m3fn"] | None, ...] = (checkpoint.layerwise_casting,)
     if checkpoint.layerwise_casting is None:
         casts = (None, "float8_e4m3fn")

@@ -1,4 +1,4 @@
-"""How large a video may be: width x height x frames together, which the memory of an inference follows. Pure."""
+"""How large a video may be: width x height x frames together, with which the memory of an inference grows. Pure."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -7,14 +7,14 @@ from msgspec import Struct
 
 from contracts.fields import IntegerField, VideoGenerationConstraints
 
-# Frames and pixels of a side that share one position in the transformers of Wan: its VAE makes one latent frame of the
-# first frame and of each four that follow, and one latent of 8 x 8 pixels, of which the transformer takes 2 x 2.
+# How many frames, and how many pixels of a side, share one position in Wan's transformers. Its VAE makes one latent
+# frame of the first frame and of every four that follow, and one latent of 8 x 8 pixels; a position is 2 x 2 latents.
 FRAMES_PER_POSITION: Final = 4
 PIXELS_PER_POSITION: Final = 16
 
 
 class Size(Struct, frozen=True, order=True):
-    """Of a video: pixels, pixels, frames."""
+    """The size of a video in pixels, pixels and frames."""
 
     width: int
     height: int
@@ -52,10 +52,10 @@ def most_frames(limits: VideoGenerationConstraints, *, area: int) -> int | None:
 
 
 def largest_sizes(limits: VideoGenerationConstraints) -> tuple[Size, ...]:
-    """Of all sizes that *limits* admit, those that need most memory. The first also takes most time.
+    """Of all sizes that *limits* admit, those that need the most memory. The first also takes the most time.
 
-    1. The one with most positions, on which the transformer's share follows.
-    2. The one with the largest frame, and the most frames of that, on which the share of a VAE without tiling follows.
+    1. The size with the most positions: they decide the transformer's share.
+    2. The size with the largest frame, and the most frames of that: it decides the share of a VAE without tiling.
     """
     admitted = list(_frontier(limits))
     most = max(admitted, key=lambda size: (size.positions, size.volume, size))  # 1
@@ -72,7 +72,7 @@ def values(field: IntegerField) -> list[int]:
 
 
 def _frontier(limits: VideoGenerationConstraints) -> Iterator[Size]:
-    """Of each width and height the size with the most frames that are admitted."""
+    """For each width and height, the size with the most frames that *limits* admit."""
     for width in values(limits.width):
         for height in values(limits.height):
             count = most_frames(limits, area=width * height)

@@ -32,8 +32,8 @@ _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 
 @lru_cache(maxsize=64)
 def host_name(host: str) -> str:
-    """The name or address in *host*, with a port or without, as in a URL or the header `Host`: in lower case, without
-    the brackets of IPv6 and the dot at the end. Empty for what is no host."""
+    """The name or address in *host*, which may have a port, as in a URL or the header `Host`: in lower case, without
+    IPv6 brackets and without a dot at the end. Empty if *host* is not a host."""
     try:
         return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
     except ValueError:
@@ -52,7 +52,7 @@ def names_loopback(host: str) -> bool:
 
 def path_prefix(text: str) -> str | None:
     """*text* as the path under which the API is served, as in `/warmlane`, without a slash at its end; empty for the
-    root. None for what cannot be one: it has to be of unreserved characters, and to begin with no path of the API."""
+    root. None if it cannot be one: a prefix consists of unreserved characters, and begins with no path of the API."""
     if text in {"", "/"}:
         return ""
     prefix = text.removesuffix("/")

@@ -1,6 +1,6 @@
 """Input images as the gateway sees them: data URIs, magic numbers, dimensions, what is missing. Nothing is decoded.
 
-A file is accepted as every viewer accepts it: what is broken beside the picture is no reason to refuse it.
+A file that every viewer accepts is accepted: damage outside the picture is no reason to refuse it.
 """
 
 import base64
@@ -62,12 +62,12 @@ def parse_data_uri(uri: str, *, max_bytes: int) -> tuple[str, bytes]:
     return _SPELLINGS.get(media_type, media_type), content
 
 
-# So many of the first bytes say what a file is.
+# This many first bytes tell what a file is.
 MAGIC_BYTES: Final = 12
 
 
 def looks_like(head: bytes) -> str | None:
-    """The media type of a file that begins with *head*, MAGIC_BYTES or more of it; None where it is none of ours."""
+    """The media type of a file that begins with *head*, which is at least MAGIC_BYTES long; None for any other file."""
     if head.startswith(PNG_MAGIC):
         return "image/png"
     if head.startswith(JPEG_MAGIC):
@@ -76,8 +76,8 @@ def looks_like(head: bytes) -> str | None:
 
 
 def read_header(content: bytes) -> ImageHeader:
-    """Media type and dimensions of a PNG, JPEG or WebP file, of whose picture nothing is missing that its structure
-    shows. Raises BadImage."""
+    """Media type and dimensions of a PNG, JPEG or WebP file. Raises BadImage for anything else, and for a file whose
+    structure shows that a part of its picture is missing."""
     match looks_like(content[:MAGIC_BYTES]):
         case "image/png":
             return _png(content)
@@ -95,7 +95,8 @@ def _header(media_type: str, width: int, height: int) -> ImageHeader:
 
 
 class Chunk(Struct, frozen=True):
-    """A chunk of a PNG or WebP: its kind, and where its data begins and ends, which may be behind the file's end."""
+    """A chunk of a PNG or WebP: its kind, and where its data begins and ends. The end may lie beyond that of the
+    file."""
 
     kind: bytes
     start: int
@@ -159,7 +160,7 @@ def _jpeg(content: bytes) -> ImageHeader:
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, int]]:
     position = 2
     for _ in range(CHUNKS_MAX):
-        # fill bytes, and what stands between two segments and is none, are passed over, as decoders do
+        # skips fill bytes, and stray bytes between two segments, as decoders do
         found = _JPEG_MARKER.search(content, position)
         if found is None or found.end() + 2 > len(content):
             return

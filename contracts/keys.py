@@ -19,7 +19,7 @@ from contracts.wire import Unreadable
 
 Scope = Literal["submit", "read", "metrics", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = ("submit", "read", "metrics", "admin")
-# Who asks where no key was ever made. No key may carry this name.
+# The caller of every request while no key was ever made. No key may carry this name.
 ANONYMOUS: Final = "anonymous"
 DEFAULT_RATE_PER_S: Final = 50.0
 DEFAULT_BURST_S: Final = 10
@@ -29,18 +29,17 @@ SECRET_BYTES: Final = 32
 _ID: Final = r"^[0-9a-f]{12}\Z"
 _CALLER: Final = rf"^(?!{ANONYMOUS}\Z)[A-Za-z0-9._@-]{{1,64}}\Z"
 _PRESENTED: Final = re.compile(r"wl_([0-9a-f]{12})_([0-9a-f]{64})")
-# What a secret is compared with where its id is unknown: an answer takes as long for an id that does not exist.
+# A secret with an unknown id is compared with this, so that the answer takes as long as for an id that exists.
 _NOBODYS_SHA256: Final = "0" * 64
 
 
 class ApiKey(Struct, frozen=True, kw_only=True):
     """One API key as it is stored in KV `keys`, under its id.
 
-    *caller* is whom it is for: several keys may have one caller, so that a new key finds the tasks of the old one.
+    *caller* names its holder. Several keys may have one caller, so that a new key finds the tasks of the old one.
     *rate_per_s* is how many requests a second it may make, counted over any *burst_s* seconds; None is no limit.
     *highest_priority* is the strictest class that its requests may name. While *max_waiting* tasks of its caller wait,
-    or *max_running* of them run, it gets no further one; None is no bound.
-    A key that was revoked stays on record for a month, with *revoked_at*.
+    or *max_running* of them run, the gateway accepts no further task; None is no bound.
     """
 
     id: Annotated[str, Meta(pattern=_ID)]
@@ -62,7 +61,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
 
 class Presented(Struct, frozen=True):
-    """A key as its holder shows it. Its repr leaves the secret out: it may end up in a log or a traceback."""
+    """A key as its holder sends it. Its repr leaves the secret out, because a repr may end up in a log or a
+    traceback."""
 
     id: str
     secret: str
@@ -101,7 +101,7 @@ def sha256_of(secret: str) -> str:
 def is_valid(presented: Presented, stored: ApiKey | None) -> bool:
     """Whether *presented* is the key that is *stored* under its id, and was not revoked.
 
-    How long it takes says neither how much of the secret is right nor whether there is such an id.
+    The time that this takes reveals neither how much of the secret is right nor whether the id exists.
     """
     expected = _NOBODYS_SHA256 if stored is None else stored.secret_sha256
     is_same = hmac.compare_digest(expected, sha256_of(presented.secret))
@@ -121,7 +121,7 @@ def encode_key(key: ApiKey) -> bytes:
 def decode_key(name: str, data: bytes) -> ApiKey:
     """The key in *data*, which is stored under *name*. Unknown fields are ignored.
 
-    Raises UnreadableKey on anything else, also where it carries another id than its name.
+    Raises UnreadableKey for anything else, and for a key that carries another id than its name.
     """
     try:
         key = decode_json(data, ApiKey)

@@ -1,4 +1,4 @@
-"""What a lane worker says about itself, and what occupies a card."""
+"""What a lane worker reports about itself, and what occupies a card."""
 
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -28,11 +28,11 @@ class LaneState(StrEnum):
 
     @property
     def readiness(self) -> "LaneState":
-        """The state as far as it concerns whoever runs the system: a busy lane is a warm one."""
+        """The state as an operator sees it: a busy lane counts as warm."""
         return LaneState.WARM if self is LaneState.BUSY else self
 
 
-# Why a lane drains. None: nobody denied it; for example, the deployment ends.
+# Why a lane drains, if the provider denied it. None for any other reason, such as the end of the deployment.
 LeavingFor = Literal["quota"]
 
 
@@ -111,9 +111,9 @@ class FallbackEpisode(Struct, frozen=True, kw_only=True):
 class ColdStart(Struct, frozen=True, kw_only=True):
     """A lane that became warm: the value at *model* in KV `cold_starts`, one revision for each start (SC-006).
 
-    *seconds* is from the start of its process to `warm`; None for one that gave up before, for the reason in *detail*.
-    The lane writes it. If its process ended before it could, its supervisor does. A lane that was killed and has no
-    supervisor leaves no entry.
+    *seconds* is from the start of its process to `warm`; None for a lane that gave up first, for the reason in
+    *detail*. The lane writes the entry. If the lane's process ended first, its supervisor writes it. A lane that was
+    killed and has no supervisor leaves no entry.
     """
 
     model: str
@@ -125,7 +125,8 @@ class ColdStart(Struct, frozen=True, kw_only=True):
 
 
 class SlotState(StrEnum):
-    """What a slot is doing. In `quarantined` nothing is loaded until an operator lifts it."""
+    """What a slot is doing. While it is `quarantined`, nothing is loaded on it until an operator lifts the
+    quarantine."""
 
     EMPTY = "empty"
     LOADING = "loading"
@@ -137,9 +138,9 @@ class SlotState(StrEnum):
 class VideoPipelineSlot(Struct, frozen=True, kw_only=True):
     """What is resident on one card: the value at the slot's name in KV `slots` (the spec's entity of this name).
 
-    For display, except that nobody loads on a slot that reads `quarantined`. The lock of design §7 is what keeps two
-    pipelines off a card. Its worker writes it again every minute, and removes it when it leaves; one that was killed
-    leaves it behind (`is_shown`).
+    It is for display, except that no worker loads on a slot that reads `quarantined`. The lock of design §7 is what
+    keeps two pipelines off a card. The slot's worker writes the entry again every minute, and removes it when it exits;
+    a worker that was killed leaves it behind (`is_shown`).
     """
 
     slot: str
@@ -166,9 +167,9 @@ class Leadership(Struct, frozen=True, kw_only=True):
     """The value at a key of KV `leader`: who serves the degraded queue (`degraded`), or delivers webhooks (`webhooks`).
     It expires when not refreshed.
 
-    *slot* is empty for a gateway, which has none. *order* is what its order stood on at the last refresh; None for a
-    leader that has not said so. *serves*: it has what it needs for that, such as the lock of its slot, which a leader
-    before it may still hold where it is stopped and cannot be ended.
+    *slot* is empty for a gateway, which has none. *order* is the state of its order at the last refresh; None for a
+    leader that has published none. *serves*: it holds what it needs to serve, such as the lock of its slot. A previous
+    leader that is stopped and cannot be killed may still hold that lock.
     """
 
     worker: str
@@ -208,7 +209,7 @@ def decode_slot(data: bytes) -> VideoPipelineSlot:
 
 
 def decode_switch(data: bytes) -> LaneSwitch:
-    """The switch in *data*, which people type: any text is one, and bytes that are no text are replaced."""
+    """The switch in *data*, which people type. Any text is a switch, and bytes that are not UTF-8 are replaced."""
     return LaneSwitch(data.decode(errors="replace").strip())
 
 

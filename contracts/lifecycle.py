@@ -24,9 +24,9 @@ from contracts.tasks import (
 
 # In a timeline: the owner was asked to stop, and gave the task back.
 HANDED_BACK: Final = "handed_back"
-# And: the owner could not go on, and said so.
+# And: the owner could not go on, and released its lease.
 LEASE_RELEASED: Final = "lease_released"
-# And: whoever started the owner found it dead.
+# And: the supervisor of the owner found it dead.
 WORKER_LOST: Final = "worker_lost"
 # And: another request took its place on the degraded queue.
 DISPLACED: Final = "displaced"
@@ -82,8 +82,8 @@ def claim(
     attempt_traceparent: str | None = None,
     order: OrderDecision | None = None,
 ) -> GenerationTask:
-    """pending → processing, owned by *owner* for *lease_s*; one more attempt, with a span where that is traced. *order*
-    is why the owner took this one and not another."""
+    """pending → processing, owned by *owner* for *lease_s*. This is one more attempt; *attempt_traceparent* is its
+    span, if it is traced. *order* says why the owner took this task and not another."""
     return _move(
         task,
         TaskEvent.CLAIM,
@@ -116,7 +116,7 @@ def release_lease(
     """The owner cannot go on: the lease ends now, and the sweeper decides what follows.
 
     *on_purpose*: the owner was asked to stop. That costs the task no attempt, HANDED_BACK_MAX times. *is_lost*: the
-    owner is dead, and somebody else says so.
+    owner is dead, and its supervisor reports it.
     """
     if task.status is not TaskStatus.PROCESSING:
         raise IllegalTransition(f"task {task.id} is {task.status}: it has no lease")
@@ -132,7 +132,7 @@ def was_handed_back(task: GenerationTask) -> bool:
 
 
 def why_requeued(task: GenerationTask) -> Literal["handed_back", "lease_released", "worker_lost"]:
-    """Why *task*, whose lease is over, is without its owner: `worker_lost` where that said nothing."""
+    """Why *task*, whose lease is over, has lost its owner: `worker_lost` if the owner reported nothing."""
     last = task.timeline[-1].event if task.timeline else ""
     if last == HANDED_BACK:
         return "handed_back"
@@ -142,7 +142,8 @@ def why_requeued(task: GenerationTask) -> Literal["handed_back", "lease_released
 def requeue(
     task: GenerationTask, *, route: Literal["lane", "degraded"], decision: RoutingDecision, wait_s: float, now: datetime
 ) -> GenerationTask:
-    """processing → pending at the next epoch, on *route*: the worker was lost, or left, and attempts are left."""
+    """processing → pending at the next epoch, on *route*: the worker was lost or left, and the task has attempts
+    left."""
     detail = f"{task.worker} {'left' if was_handed_back(task) else 'was lost'} in attempt {task.attempt}"
     return _place(task, TaskEvent.REQUEUE, detail, route=route, decision=decision, wait_s=wait_s, now=now)
 
@@ -192,7 +193,7 @@ def finish(
     now: datetime,
     swap: SwapReceipt | None = None,
 ) -> GenerationTask:
-    """processing → done. The stored record is what publishes *video*; *swap* is what made room for its model."""
+    """processing → done. The stored record is what publishes *video*; *swap* is the proof of room for its model."""
     return _move(
         task,
         TaskEvent.FINISH,
@@ -231,9 +232,9 @@ def fail(
 
 
 def withdraw(task: GenerationTask, *, now: datetime) -> GenerationTask:
-    """pending → failed: every caller hung up while it was held, and none was given its id.
+    """pending → failed: every caller hung up while the task was held, and no client was given its id.
 
-    Raises IllegalTransition when it is not pending, or when a client was given the id.
+    Raises IllegalTransition when the task is not pending, or when a client was given the id.
     """
     if task.promised or task.status is not TaskStatus.PENDING:
         raise IllegalTransition(f"task {task.id} is {task.status}, promised: {task.promised}; it cannot be withdrawn")
@@ -242,8 +243,8 @@ def withdraw(task: GenerationTask, *, now: datetime) -> GenerationTask:
 
 
 def take_back(task: GenerationTask, *, now: datetime) -> GenerationTask:
-    """pending or processing → failed: the batch that it came with was not accepted, and nobody was given its id (ADR
-    0053). Raises IllegalTransition when it has ended."""
+    """pending or processing → failed: the batch that it came with was not accepted, and no client was given its id (ADR
+    0053). Raises IllegalTransition when the task has ended."""
     failed = fail(task, code=FailureCode.CANCELLED, message="the batch that it came with was not accepted", now=now)
     return replace(failed, withdrawn=True)
 

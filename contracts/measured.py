@@ -1,4 +1,5 @@
-"""What an inference holds on a card beside the weights, as counted, and what is allowed for it. Pure (ADR 0025)."""
+"""The memory that an inference holds on a card beside the weights, as counted, and the margin on top. Pure (ADR
+0025)."""
 
 from typing import Final
 
@@ -6,8 +7,8 @@ from msgspec import Struct
 
 from contracts.geometry import Size
 
-# What is counted is what torch's tensors hold, and less than what is taken. Real decodes on a CPU (320 x 176 x 9) took
-# 1.26 and 1.37 GB where 1.10 were counted: convolutions need room to work in. Matrix products need next to none: a real
+# The count is what torch's tensors hold; an inference takes more. Real decodes on a CPU (320 x 176 x 9) took 1.26 and
+# 1.37 GB where 1.10 were counted, because convolutions need room to work in. Matrix products need next to none: a real
 # pass of a transformer's block took 0.5539 GB where 0.5534 were counted.
 VAE_MARGIN: Final = 1.25
 TRANSFORMER_MARGIN: Final = 1.10

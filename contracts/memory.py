@@ -1,4 +1,4 @@
-"""What memory was after a task, and the proof that a slot was empty before a model was loaded."""
+"""How much memory was in use after a task, and the proof that a slot was empty before a model was loaded."""
 
 from typing import Literal
 
@@ -6,12 +6,11 @@ from msgspec import Struct
 
 
 class MemoryReading(Struct, frozen=True, kw_only=True, gc=False):
-    """Memory of the host child after cleanup (FR-009), in bytes. What a machine does not report is None.
+    """Memory of the host child after cleanup (FR-009), in bytes. A figure that the machine does not report is None.
 
-    The peaks, and *cuda_alloc_retries* (allocations that were tried once more after the cache was given up) and
-    *cuda_ooms* (those that failed), are of the load or inference alone that the cleanup followed. *cuda_…* is what
-    torch reports of its own process. *device_…* is what NVML reports of the whole card; the worker reads it, and it is
-    None on a CPU.
+    The peaks, *cuda_alloc_retries* (allocations that torch tried again after it freed its cache) and *cuda_ooms*
+    (allocations that failed) cover only the load or inference that the cleanup followed. *cuda_…* is what torch reports
+    of its own process. *device_…* is what NVML reports of the whole card; the worker reads it, and it is None on a CPU.
     """
 
     rss_bytes: int
@@ -32,19 +31,20 @@ class SwapReceipt(Struct, frozen=True, kw_only=True, gc=False):
     """Proof that the slot was empty before *loaded_model* was loaded (FR-001..003, design §7).
 
     *how*: `nothing_resident` (the host held no pipeline), `unloaded` (it gave its pipeline back), `killed` (it had to
-    be killed, for *reason*). *alive* names the components that the host could not let go of. The byte figures are the
-    *probe*'s: device memory in use (`nvml`), the system's where host and card share one memory (`unified`), resident
-    memory of the host's processes (`rss`); None where it had none. *own_…* is what the driver reports of the host's
-    process alone; None where it does not list processes.
-    Released means: two samples in a row with *free_bytes* ≥ *needed_bytes*, and by *proof*: *after_bytes* ≤
-    *base_bytes* + *tolerance_bytes* (`base`); *own_bytes* ≤ *own_base_bytes* + *tolerance_bytes* (`own_figure`);
-    the host had ended, or was never asked to load (`no_pipeline`): what is in use beyond the base is another's then.
-    Empty: nothing was proven, or the record is of a version that knew `base` alone.
+    be killed, for *reason*). *alive* names the components that the host could not free. The byte figures are the
+    *probe*'s: device memory in use (`nvml`), the system's memory in use if host and card share one memory (`unified`),
+    or the resident set size of the host's processes (`rss`); None if the probe had no figure. *own_…* is what the
+    driver reports of the host's process alone; None if it does not list processes.
+    Released means two samples in a row with *free_bytes* ≥ *needed_bytes*, and the condition of *proof*. `base`:
+    *after_bytes* ≤ *base_bytes* + *tolerance_bytes*. `own_figure`: *own_bytes* ≤ *own_base_bytes* + *tolerance_bytes*.
+    `no_pipeline`: the host had ended, or was never asked to load, so memory in use beyond the base belongs to another
+    process. Empty: nothing was proven, or the record is of a version that knew `base` alone.
 
-    All times are seconds. *read_s* (files to host tensors) and *copy_s* (host to device, 0 on a CPU) are inside
-    *load_s*; weights are mapped files, so that what is not in the page cache yet is read by whoever touches it first,
-    the copy or the first step. *first_step_s* comes after the swap: the first step of the task that needed it, and
-    whatever the pipeline does before that. None: not measured, or the record is of a version that did not.
+    All times are seconds. *load_s* includes *read_s* (files to host tensors) and *copy_s* (host to device, 0 on a CPU).
+    Weights are mapped files: pages that are not in the page cache yet are read by the copy or by the first step,
+    whichever touches them first. *first_step_s* comes after the swap: the first step of the task that needed it, and
+    whatever the pipeline does before that step. None: not measured, or the record is of a version that did not measure
+    it.
     """
 
     slot: str

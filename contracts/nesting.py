@@ -1,9 +1,10 @@
-"""How deep what others wrote may nest, checked before a parser sees it.
+"""Bounds how deeply JSON and MessagePack from outside may nest, before a parser sees them.
 
-Parsers follow nesting by recursion. What stops them differs from one interpreter to the next: a count of frames on
-Python 3.11, another on 3.13, what is left of the thread's stack on 3.14. Here it is a number, and the check does not
+Parsers follow nesting by recursion. Their limit differs between interpreters: a number of frames on Python 3.11,
+another number on 3.13, the rest of the thread's stack on 3.14. Here the limit is one number, and the check does not
 recurse.
-JSON and MessagePack of others are parsed through this module only; ruff refuses the parsers' own functions elsewhere.
+JSON and MessagePack from outside are parsed through this module only; ruff refuses the parsers' own functions
+elsewhere.
 """
 
 import json
@@ -20,16 +21,16 @@ T = TypeVar("T")
 
 
 class NestedTooDeeply(msgspec.DecodeError, ValueError):
-    """Whoever catches the errors of a parser catches it, too, be that msgspec's or the standard library's."""
+    """Code that catches the errors of msgspec's or the standard library's parser catches this one too."""
 
     def __init__(self, deepest: int) -> None:
         super().__init__(f"nested too deeply: more than {deepest} objects and arrays, one in another")
 
 
 def bounded(text: bytes, *, deepest: int = NESTING_MAX) -> bytes:
-    """*text* (JSON in UTF-8, or what claims to be) as it is. Raises NestedTooDeeply.
+    """*text* (JSON in UTF-8, or bytes that claim to be), unchanged. Raises NestedTooDeeply.
 
-    Where the text is no JSON, the check is exact up to the place at which a parser gives up: none goes deeper.
+    If the text is not JSON, the check is exact up to the place at which a parser gives up: no parser goes deeper.
     """
     if text.count(b"[") + text.count(b"{") <= deepest:  # as nearly always, and the quickest way to know
         return text
@@ -45,7 +46,7 @@ _BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _brackets(text: bytes) -> bytes:
-    """Those that stand outside of strings."""
+    """The brackets of *text* that stand outside of strings."""
     unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
     return b"".join(unescaped.split(b'"')[::2]).translate(None, _BUT_BRACKETS)
 
@@ -96,9 +97,9 @@ def loads(text: bytes, **hooks: Any) -> Any:
 
 
 def bounded_msgpack(body: bytes, *, deepest: int = NESTING_MAX) -> bytes:
-    """*body* (one value in MessagePack, or what claims to be) as it is. Raises NestedTooDeeply.
+    """*body* (one value in MessagePack, or bytes that claim to be), unchanged. Raises NestedTooDeeply.
 
-    A body that ends too early, or goes on, is left to the parser.
+    A body that ends too early, or goes on after the value, is left to the parser.
     """
     at, missing = 0, [1]  # how many values each container around this place still lacks
     while missing and at < len(body):
@@ -113,8 +114,8 @@ def bounded_msgpack(body: bytes, *, deepest: int = NESTING_MAX) -> bytes:
     return body
 
 
-# https://github.com/msgpack/msgpack/blob/master/spec.md: how many bytes follow the first, by the first; and of those
-# whose length is stated, how it is stated, and how many bytes an extension's type takes.
+# https://github.com/msgpack/msgpack/blob/master/spec.md: by the first byte, how many bytes follow it. For values that
+# state their length: how they state it, and how many bytes an extension's type takes.
 _FIXED: Final = {
     **{0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8},
     **{0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17},
@@ -127,7 +128,8 @@ _COUNTS: Final = {0xDC: (">H", 1), 0xDD: (">I", 1), 0xDE: (">H", 2), 0xDF: (">I"
 
 
 def _after(body: bytes, at: int) -> tuple[int, int | None]:
-    """Where what begins at *at* ends: a container before its first value. And how many values a container has."""
+    """Where the value that begins at *at* ends; for a container, where its first value begins, and how many values it
+    has."""
     kind = body[at]
     at += 1
     if 0x80 <= kind <= 0x8F:

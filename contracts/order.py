@@ -1,7 +1,7 @@
 """Which of the tasks that wait for one card starts next. Pure: no clock, no I/O, no logging.
 
-It stands here, and not with the worker that calls it: by the same function the gateway forecasts when a task will
-start, and a lane orders its own queue. All times are seconds by one clock of the caller's choice.
+It stands here, and not with the worker that calls it, because the gateway forecasts with the same function when a task
+will start, and a lane orders its own queue with it. All times are seconds by one clock of the caller's choice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from contracts.wire import Moment
 OrderName = Literal["fifo", "swap-aware"]
 ORDER_NAMES: Final[tuple[OrderName, ...]] = get_args(OrderName)
 
-# After this time, what a caller has had of the card counts half.
+# After this time, the seconds of the card that a caller has had count half.
 HALF_LIFE_S: Final = 60.0
 # Less than this is as good as nothing, and is forgotten.
 FORGOTTEN_S: Final = 0.01
@@ -39,7 +39,7 @@ def words(rules: Iterable[int]) -> str:
 
 
 class Waiting(Struct, frozen=True, kw_only=True):
-    """A task that waits. It may start before *deadline_s*, and not at it."""
+    """A task that waits. It may start before *deadline_s*, but not at it."""
 
     task_id: str
     model: str
@@ -75,8 +75,8 @@ class Costs(Struct, frozen=True, kw_only=True):
 class Policy(Strict, frozen=True):
     """How the card is shared: `degraded` of the settings.
 
-    *swap_share* is the most of its time that goes into swaps while two models wait all the time, unless a slice would
-    be longer than *slice_max_s*. *turn_share* is what each class that waits gets of it at least.
+    *swap_share* is the largest share of the card's time that goes into swaps while two models wait all the time, unless
+    a slice would be longer than *slice_max_s*. *turn_share* is the least share that each waiting class gets.
     """
 
     order: OrderName = "swap-aware"
@@ -86,10 +86,11 @@ class Policy(Strict, frozen=True):
 
 
 class Ledger(Struct, frozen=True, kw_only=True):
-    """What the order remembers of the tasks that it started: `started` keeps it.
+    """What the order remembers of the tasks that it started: `started` updates it.
 
-    *callers* are the seconds of the card that each had, as of *at_s*, of which half is forgotten in HALF_LIFE_S.
-    *passed_s* are those that stricter classes had since a class that waited was last served.
+    *callers* holds the seconds of the card that each caller has had, as of *at_s*; half of them is forgotten in
+    HALF_LIFE_S. *passed_s* holds, for each class that waits, the seconds that stricter classes have had since that
+    class was last served.
     """
 
     callers: Mapping[str, float] = {}
@@ -119,14 +120,16 @@ def choose(
 ) -> Choice | None:
     """The task that starts next on a card that is free at *now_s*. The order of *waiting* does not matter.
 
-    1. A task at its deadline is left to expire: it starts no more, and costs no swap. None where nothing else waits.
-    2. By the order `fifo`: the oldest task.
-    3. The strictest class whose turn it is: while it waited, stricter ones had so many seconds that a task of it, with
-       a swap to its model and back, is `turn_share` of them or less. So no class starves another.
-    4. Where it is no class's turn, the strictest one that waits.
-       Of this class:
-    5. A task of another model that would expire during the next run, where its caller has had less of the card than
-       whoever would be served, by half a slice or more. So nobody with many tasks pushes out one with a single task.
+    1. A task at its deadline is left to expire: it is not started, and costs no swap. None if nothing else waits.
+    2. With the order `fifo`: the oldest task.
+    3. The strictest class whose turn it is: while it waited, stricter classes had so much of the card that its oldest
+       task, with a swap to its model and back, takes at most `turn_share` of their time and its own together. So no
+       class starves another.
+    4. If it is no class's turn: the strictest class that waits.
+    Of this class:
+    5. A task of another model that would expire during the next run, if its caller has had less of the card, by half a
+       slice or more, than the caller who would be served. So a caller with many tasks does not push out one with a
+       single task.
     6. The loaded model, while its slice lasts (`slice_s`).
     7. The model whose oldest task waits longest; that may be the loaded one.
        Of this class and model: the caller who has had the least of the card lately, and of this caller the oldest task.
@@ -164,10 +167,10 @@ def choose(
 
 
 def slice_s(model: str, other: str, *, costs: Costs, policy: Policy) -> float:
-    """For how long *model* is served, counted from when it was loaded, while *other* waits.
+    """How long *model* is served, counted from when it was loaded, while *other* waits.
 
-    So long that the swap which ends it is at most `swap_share` of slice and swap together, and one run more, because
-    none is cut short: a slice that is shorter than a swap would be worse than none.
+    So long that the swap that ends the slice, with one run more, takes at most `swap_share` of it. The run is added
+    because no run is cut short: a slice that is shorter than a swap would be worse than none.
     """
     return min(policy.slice_max_s, (costs.swap_to(other) + costs.run_of(model)) / policy.swap_share)
 
@@ -187,8 +190,8 @@ def started(
     costs: Costs,
     now_s: float,
 ) -> Ledger:
-    """*ledger* after *task* was started at *now_s*, of those that were *waiting* then. It is charged to its caller and
-    to its class by what it is expected to cost."""
+    """*ledger* after *task* was started at *now_s*, while those *waiting* waited. Its expected cost is charged to its
+    caller, and counted for each lower class as time that passed it by."""
     spent_s = cost_s(task, loaded=loaded, costs=costs)
     left = 0.5 ** (max(0.0, now_s - ledger.at_s) / HALF_LIFE_S)
     callers = {caller: had_s * left for caller, had_s in ledger.callers.items() if had_s * left > FORGOTTEN_S}
@@ -221,7 +224,8 @@ def _is_turn_of(
 
 
 def _fair(tasks: Sequence[Waiting], ledger: Ledger) -> Waiting:
-    """Of *tasks* of one class. Without a model in common, those of the model of the first."""
+    """The next of *tasks*, which are of one class and sorted by age. Only tasks of the first one's model are
+    considered."""
     model = tasks[0].model
     return min(
         (task for task in tasks if task.model == model), key=lambda task: (ledger.had_s(task.caller), *_age(task))
@@ -242,7 +246,7 @@ def _of(seconds: Mapping[str, float], model: str) -> float:
 
 
 class Forecast(Struct, frozen=True, kw_only=True):
-    """When a task will start, *position* 1 being the next one. *in_time*: before its deadline."""
+    """When a task will start; *position* 1 is the next one. *in_time*: before its deadline."""
 
     position: int
     start_s: float
@@ -258,9 +262,9 @@ def forecast(
     policy: Policy,
     free_s: float,
 ) -> dict[str, Forecast]:
-    """When each of those *waiting* will start on a card that is free at *free_s*, by its id, if nobody else comes.
+    """By its id, when each of those *waiting* will start on a card that is free at *free_s*, if no other task comes.
 
-    A task that cannot start in time gives up its place and costs nothing. It stands behind those that can, at the
+    A task that cannot start in time gives up its place and costs nothing. It is listed behind those that can, with the
     moment at which it would start if it went on waiting.
     """
     left = {task.task_id: task for task in waiting}
@@ -284,8 +288,8 @@ def forecast(
 
 
 class OrderTally(Struct, frozen=True, kw_only=True):
-    """What a leader's order has made of the card since it leads: tasks that ran, swaps, the seconds of each, and how
-    many slices ended for which cause."""
+    """How a leader's order has used the card since it began to lead: tasks that ran, swaps, the seconds of each, and
+    how many slices ended for each cause."""
 
     tasks: int = 0
     swaps: int = 0
@@ -295,10 +299,10 @@ class OrderTally(Struct, frozen=True, kw_only=True):
 
 
 class OrderState(Struct, frozen=True, kw_only=True):
-    """What a leader's order stands on, as of *at*: everything that `forecast` asks for but the tasks.
+    """The state of a leader's order as of *at*: everything that `forecast` needs but the tasks.
 
-    The model *loaded* since *loaded_at*; the card is free at *free_at*, None where it is free now. *callers* are those
-    who had most of it lately.
+    *loaded* is the model on the card since *loaded_at*. The card is free at *free_at*; None if it is free now.
+    *callers* are those who have had the most of the card lately.
     """
 
     at: Moment
@@ -349,7 +353,7 @@ def waiting_of(task: GenerationTask) -> Waiting:
 
 
 def groups(waiting: Sequence[Waiting], *, now_s: float) -> tuple[WaitingGroup, ...]:
-    """Those *waiting* by class, the strictest first, and by model, as a task keeps them."""
+    """Those *waiting*, counted by class, the strictest first, and by model, in the form that a task record keeps."""
     found: dict[tuple[Priority, str], list[float]] = {}
     for task in waiting:
         found.setdefault((task.priority, task.model), []).append(max(0.0, now_s - task.queued_s))

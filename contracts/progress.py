@@ -1,7 +1,7 @@
 """How far a running task has come, and how long it will probably run on. Pure: the clock is an argument.
 
-A worker measures: the record says how long a step takes, when the newest one ended, and how long what follows the last
-one took the time before. Whoever shows the task derives the rest, with one function.
+The worker measures. Its record holds how long a step takes, when the newest step ended, and how long the work after the
+last step took for an earlier task. Any process that shows the task derives the rest with one function.
 """
 
 import statistics
@@ -20,9 +20,10 @@ _Seconds = Annotated[float, Meta(ge=0, le=1e6)]
 class StepsDone(Struct, frozen=True, kw_only=True, gc=False):
     """Inference steps finished, of how many, as a record has them.
 
-    *step_s* is what one step takes, measured in this attempt; None before the first one, and of workers of an earlier
-    version. *at* is when the newest step was finished. *after_s* is what a task of this size takes after its last step
-    until its video is written (decoding, encoding), by the newest one of its model in that process; None before any.
+    *step_s* is how long one step takes, measured in this attempt; None before the first step, and in records of workers
+    of an earlier version. *at* is when the newest step was finished. *after_s* is how long a task of this size takes
+    from its last step until its video is written (decoding, encoding), as measured with the newest task of its model in
+    that process; None before there was one.
     """
 
     step: int
@@ -33,11 +34,11 @@ class StepsDone(Struct, frozen=True, kw_only=True, gc=False):
 
 
 def step_s(began_s: float, finished_s: Sequence[float]) -> float | None:
-    """What one step takes, of those that were finished at *finished_s* after the inference began at *began_s*.
+    """How long one step takes, if the inference began at *began_s* and steps were finished at *finished_s*.
 
-    1. Of two steps and more the median of all but the first, which reads the weights after a load.
-    2. Of one step, that one.
-    3. Of none, None.
+    1. Two steps or more: the median of all but the first, which reads the weights after a load.
+    2. One step: its time.
+    3. No step: None.
     """
     if len(finished_s) > 1:  # 1
         return max(0.0, statistics.median(later - earlier for earlier, later in pairwise(finished_s)))
@@ -50,10 +51,10 @@ def eta_s(done: StepsDone | None, now: datetime) -> float | None:
     """In how many seconds after *now* the task will probably have ended; None where nothing was measured.
 
     1. No step was measured in this attempt: None.
-    2. Steps are left: what they take, less what has passed since the newest one; a step that takes longer than the
-       others counts as nearly finished. What follows the last step is added where it is known.
-    3. The last step is over: what is left of that which follows; None where that was never measured, 0 where it takes
-       longer than it did.
+    2. Steps are left: the time that they take, less the time since the newest one; a step that takes longer than the
+       others counts as nearly finished. The work after the last step is added if its time is known.
+    3. The last step is over: the rest of the work that follows it; None if that was never measured, 0 if it takes
+       longer than measured.
     """
     if done is None or done.step_s is None or done.at is None or done.step < 1:  # 1
         return None

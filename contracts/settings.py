@@ -50,7 +50,8 @@ class Timeouts(Strict, frozen=True):
 
 
 class OverloadPolicy(Strict, frozen=True):
-    """What a gateway does about a degraded queue that is too long, beside refusing what finds it full (ADR 0039).
+    """What a gateway does about a degraded queue that is too long, beside refusing requests that find it full (ADR
+    0039).
 
     *displace*: a request of a higher class takes the place of one of a lower class that waits there.
     *refuse_expected*: a request that will almost certainly not start within its wait is refused at once.
@@ -60,8 +61,8 @@ class OverloadPolicy(Strict, frozen=True):
     refuse_expected: bool = False
 
 
-# With which of the sizes that the limits admit a lane warms up. The largest shows that the card can serve it, before a
-# client does; on a CPU it would take minutes.
+# The size with which a lane warms up, of those that the limits admit. The largest shows that the card can serve it
+# before a client asks for it; on a CPU it would take minutes.
 WarmUp = Literal["largest", "smallest"]
 
 
@@ -94,7 +95,7 @@ class Windows(Strict, frozen=True):
 
     On the degraded queue the wait ends *degraded_margin_s* before the limit: a gateway looks up to 0.1 s late, and
     then acts.
-    *drain_s* is `drains_s`, where it is not None.
+    *drain_s* replaces the result of `drains_s`, unless it is None.
     """
 
     wait_limit_s: float
@@ -107,22 +108,22 @@ class Windows(Strict, frozen=True):
     drain_s: float | None = None
 
     def wait_s(self, route: Literal["lane", "degraded"]) -> float:
-        """For how long a task may wait on *route*."""
+        """How long a task may wait on *route*."""
         return self.wait_limit_s - (self.degraded_margin_s if route == "degraded" else 0.0)
 
     def drains_s(self, models: Iterable["ModelEntry"]) -> float:
-        """How long a worker of *models* that is asked to stop may work on the task in hand before it hands it back:
-        as long as an inference of any of them may take."""
+        """How long a worker of *models* that is asked to stop may work on the task in hand before it hands it back: as
+        long as an inference of the slowest of them may take."""
         return max((entry.timeouts.total_s for entry in models), default=0.0) if self.drain_s is None else self.drain_s
 
 
 class Warmth(Strict, frozen=True):
     """When a lane gives up a warm pipeline by itself (design §6). 0 means never.
 
-    *recycle_after_tasks*: reload it after this many tasks. *recycle_residue_bytes*: reload it when what tasks leave
-    behind has grown by this much. *evict_idle_s*: unload it after this many seconds without a task.
+    *recycle_after_tasks*: reload it after this many tasks. *recycle_residue_bytes*: reload it when the memory that
+    tasks leave behind has grown by this much. *evict_idle_s*: unload it after this many seconds without a task.
     *renew_after_failures*: reload it in a fresh process when this many tasks in a row ended `inference_failed`; the
-    degraded worker too.
+    degraded worker does the same.
     """
 
     recycle_after_tasks: int
@@ -132,7 +133,7 @@ class Warmth(Strict, frozen=True):
 
 
 class Tolerances(Strict, frozen=True):
-    """How much more than before its first load an empty pipeline host may have in use, in bytes (ADR 0029).
+    """How much more memory an empty pipeline host may have in use than before its first load, in bytes (ADR 0029).
 
     *card_bytes*: on a card, where the driver loads kernels when they are first used. *host_bytes*: in the resident
     memory of a host on a CPU.
@@ -160,13 +161,13 @@ class ModelEntry(Struct, frozen=True, kw_only=True):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that it goes by: its name, then its aliases."""
+        """Every name of the model: its own, then its aliases."""
         return (self.name, *self.aliases)
 
 
 class Catalog(Struct, frozen=True, kw_only=True):
-    """The settings of one profile. *keep_s* is the gateway's `--keep`, within which a request may say how long its task
-    is kept; None where no gateway runs."""
+    """The settings of one profile. *keep_s* is the gateway's `--keep`, the longest for which a request may ask to keep
+    its task; None in other processes."""
 
     profile: str
     windows: Windows
@@ -180,12 +181,12 @@ class Catalog(Struct, frozen=True, kw_only=True):
     keep_s: float | None = None
 
     def with_lanes(self, lanes: Mapping[str, int]) -> "Catalog":
-        """These settings where *lanes* per model are wanted; of a model that is not named none is."""
+        """These settings with *lanes* wanted for each model, and none for a model that is not named."""
         models = {name: replace(entry, lanes=lanes.get(name, 0)) for name, entry in self.models.items()}
         return replace(self, models=models)
 
     def resolve(self, name: str) -> ModelEntry | None:
-        """The model called *name*, or one of whose aliases it is, in any case; None when there is none."""
+        """The model with this *name* or alias, in upper or lower case; None if there is none."""
         if name in self.models:
             return self.models[name]
         wanted = name.casefold()
@@ -289,7 +290,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _located(error: msgspec.ValidationError, text: bytes) -> str:
-    """msgspec writes `[...]` for the key of a table; each entry on its own shows which one it is."""
+    """The text of *error* with the full place. msgspec writes `[...]` for the key of a table, so each entry is
+    converted on its own to find the wrong one."""
     if "`$.models[...]" not in str(error):
         return str(error)
     try:

@@ -4,4 +4,4 @@ from msgspec import Struct
 
 
 class Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A struct that refuses a field which it does not know: a misspelt setting is a mistake, and not ignored."""
+    """A struct that refuses a field that it does not know: a misspelt setting is an error, and not ignored."""

@@ -33,7 +33,7 @@ class TaskStatus(StrEnum):
 
 
 class Priority(StrEnum):
-    """The class of a request, strictest first: what waits in a stricter one starts first (`contracts/order.py`)."""
+    """The class of a request, strictest first: a task of a stricter class starts first (`contracts/order.py`)."""
 
     INTERACTIVE = "interactive"
     STANDARD = "standard"
@@ -93,7 +93,8 @@ Labels = Annotated[dict[_LabelText, _LabelText], Meta(max_length=8)]
 
 KEEP_MIN_S: Final = 60
 KEEP_MAX_S: Final = 10**10
-"""Between these, and within the operator's `--keep`, a request says how long its task is kept once it has ended."""
+"""A request may ask to keep its task, once it has ended, for a time between these and within the operator's
+`--keep`."""
 
 
 class ReplacedParameter(Struct, frozen=True, kw_only=True, gc=False):
@@ -148,9 +149,9 @@ class LaneInput(Struct, frozen=True, kw_only=True, gc=False):
 class RoutingDecision(Struct, frozen=True, kw_only=True, gc=False):
     """The inputs and the outcome of a routing decision, kept so that it can be derived again.
 
-    *lanes_passed*: the lanes had their turn and did not take the task: their queue was full, or the wait ran out. A
-    lane counts as lost after *health_timeout_s* of silence. *judged_at* is the moment up to which silence counts: None
-    means *at*; otherwise the gateway had been cut off at that moment, and decided soon after it came back.
+    *lanes_passed*: the lanes had their turn and did not take the task, because their queue was full or the wait ran
+    out. A lane counts as lost after *health_timeout_s* of silence. *judged_at* is the moment up to which silence
+    counts. None means *at*; otherwise the gateway had been cut off at that moment, and decided soon after it came back.
     """
 
     at: Moment
@@ -172,7 +173,8 @@ class WaitingGroup(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class OrderDecision(Struct, frozen=True, kw_only=True, gc=False):
-    """Why a worker started a task at *at*, and none of the others that were *waiting*, itself among them.
+    """Why a worker started a task at *at*, and none of the others. *waiting* are all tasks that waited then, the
+    started one among them.
 
     *rules* are those of `contracts.order.choose`. *loaded* is the model that was loaded then, *slice_left_s* what was
     left of its slice.
@@ -198,23 +200,23 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
     """One generation, from acceptance to its single end. Moved by compare-and-set only (design §4).
 
     - *epoch* grows by one with every new placement.
-    - *attempt* counts claims. *handed_back* counts those that a worker gave back because it was asked to stop, up to
-      HANDED_BACK_MAX.
+    - *attempt* counts claims. *handed_back* counts the claims that a worker gave back because it was asked to stop, up
+      to HANDED_BACK_MAX.
     - *owner* is the nonce of the worker process that holds the task.
     - *deadline_at* is the end of the wait for a worker. *lease_expires_at* is when a silent owner loses the task.
-    - *priority* is its class, by which what waits is ordered (`contracts/order.py`).
-    - *order* is why a worker started it when it did: of the newest claim.
-    - *displaced* is the task whose place on the full degraded queue it took; *displaced_by* is the one that took its
-      own (ADR 0039).
+    - *priority* is its class, which orders the tasks that wait (`contracts/order.py`).
+    - *order* is why the worker of the newest claim started it when it did.
+    - *displaced* is the task whose place on the full degraded queue it took; *displaced_by* is the task that took its
+      own place (ADR 0039).
     - *promised*: a client was given the id. From then on only a cancel may take the task back.
     - *withdrawn*: every caller had hung up before any of them was given the id, or the batch that it came with was not
       accepted.
-    - *replaced* is what the request asked for and did not get. It is stored for whoever asks later: after an answer was
-      lost, or with the same Idempotency-Key.
-    - *webhook* is whom the request asked to be told of it; *labels* are those that it named.
-    - *keep_s* is for how long the request asked to keep the task after its end; None: for the operator's `--keep`.
-    - *traceparent* is where the trace began. *attempt_traceparent* is the span of the newest claim; whoever finds the
-      worker lost ends that span in its stead.
+    - *replaced* is what the request asked for and did not get. It is stored for a client that asks later: after an
+      answer was lost, or with the same Idempotency-Key.
+    - *webhook* is the address that the request asked to be notified; *labels* are the labels of the request.
+    - *keep_s* is how long the request asked to keep the task after its end; None means the operator's `--keep`.
+    - *traceparent* is where the trace began. *attempt_traceparent* is the span of the newest claim; the process that
+      finds the worker lost ends that span in the worker's stead.
     """
 
     id: Token
@@ -262,7 +264,7 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def trace_id(self) -> str | None:
-        """The trace that it is in, as Jaeger names it; None where it is not traced."""
+        """The id of its trace, as Jaeger shows it; None if it is not traced."""
         parts = (self.traceparent or "").split("-")
         return parts[1] if len(parts) == 4 and len(parts[1]) == 32 else None
 
@@ -273,8 +275,8 @@ class GenerationTask(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def was_refused(self) -> bool:
-        """Whether it ended and its caller was asked to try again: its key may be used again. Nothing had run, unless it
-        was taken back with its batch."""
+        """Whether it ended and its caller was asked to try again, so that its Idempotency-Key may be used again.
+        Nothing had run, unless it was taken back with its batch."""
         if self.error is None:
             return False
         if self.withdrawn:
@@ -307,7 +309,7 @@ class UnreadableTask(Unreadable):
 
 
 class UnreadableRecord(UnreadableTask):
-    """There is a record of the task that came, and it may be of a newer version: its message is left alone."""
+    """A record of the task exists, cannot be read, and may be of a newer version: the task's message is left alone."""
 
 
 def encode_task(task: GenerationTask) -> bytes:
@@ -318,7 +320,7 @@ def encode_task(task: GenerationTask) -> bytes:
 def decode_task(data: bytes) -> GenerationTask:
     """The task in *data*. Unknown fields are ignored. Raises UnreadableTask on anything else.
 
-    Its names can be used in subjects and its paths in the artifact store: both stay within it.
+    Names in the decoded task can be used in subjects, and its paths are those of its own files in the artifact store.
     """
     try:
         task = decode(data, _DECODER, max_bytes=RECORD_MAX_BYTES)
@@ -337,7 +339,7 @@ def decode_task(data: bytes) -> GenerationTask:
 def may_be_newer(task_id: str, data: bytes) -> bool:
     """Whether *data*, which this version cannot read, may be the task *task_id* as a newer version writes it.
 
-    Nobody will ever read what is not JSON, is too large, or belongs to another task.
+    Data that is not JSON, is too large, or belongs to another task will never be readable.
     """
     try:
         decode_task(data)
@@ -352,7 +354,7 @@ def may_be_newer(task_id: str, data: bytes) -> bool:
 
 
 def decode_task_of(task_id: str, data: bytes) -> GenerationTask:
-    """As `decode_task`, of the task *task_id*. Raises UnreadableTask also for another's."""
+    """As `decode_task`, for the record of *task_id*. Raises UnreadableTask also for the record of another task."""
     task = decode_task(data)
     if task.id != task_id:
         raise UnreadableTask("it is another task's - at `$.id`")
@@ -364,7 +366,7 @@ def _is_path_in(folder: str, path: str, task_id: str) -> bool:
 
 
 def keyed_task_id(caller: str, key: str, n: int = 0) -> str:
-    """The id of *caller*'s request with Idempotency-Key *key*, the *n*-th one after refusals (design §4)."""
+    """The id of *caller*'s request with Idempotency-Key *key*, after *n* refusals (design §4)."""
     digest = hashlib.sha256(msgspec.json.encode([caller, key, n])).digest()
     number = int.from_bytes(digest[:16], "big")
     number = number & ~(0xF << 76) | 8 << 76  # version 8: an application's own hash (RFC 9562)

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 DEGRADED_MAX_MSGS: Final = 25
 DEGRADED_MAX_AGE_S: Final = 30.0
-# So many of the oldest messages of its queue a lane looks at before it chooses one.
+# A lane looks at this many of the oldest messages of its queue before it chooses one.
 LANE_LOOK_MAX: Final = 100
 DAY_S: Final = 86_400.0
 HOUR_S: Final = 3_600.0
@@ -22,8 +22,7 @@ LANES_TTL_S: Final = 600.0
 CONTROL: Final = "control"
 SLOTS: Final = "slots"
 SLOTS_REFRESH_S: Final = 60.0
-# An entry that its worker has not written again for this long is of a worker that is gone. A quarantine stands until
-# it is lifted.
+# A worker that has not written its entry again for this long is gone. A quarantine stands until an operator lifts it.
 SLOTS_SHOWN_S: Final = 180.0
 LEADER: Final = "leader"
 LEADER_KEY: Final = "degraded"
@@ -35,10 +34,11 @@ COLD_STARTS: Final = "cold_starts"
 KEYS: Final = "keys"
 WEBHOOKS: Final = "webhooks"
 DELIVERIES: Final = "deliveries"
-# A delivery outlives the record that it follows from, or it would be made a second time; and it is still there after
-# the longest pause between two attempts, a day and a tenth.
+# A delivery outlives the record that it follows from, or it would be made a second time. It also outlives the longest
+# pause between two attempts, a day and a tenth.
 DELIVERIES_TTL_MIN_S: Final = 3 * DAY_S
-# Of earlier versions; nothing of this one writes to them or reads them (ADR 0037). `warmlane provision` removes them.
+# Streams of earlier versions. This version neither writes nor reads them (ADR 0037), and `warmlane provision` removes
+# them.
 RETIRED: Final = ("DEADLINES",)
 DEGRADED: Final = "DEGRADED"
 LANE_PREFIX: Final = "LANE_"
@@ -49,7 +49,7 @@ _SAFE_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 class ConsumerSpec(Struct, frozen=True, kw_only=True):
-    """A durable pull consumer with explicit acks. A finite max_deliver would leave messages behind: there is none."""
+    """A durable pull consumer with explicit acks. It has no max_deliver: a finite one would leave messages behind."""
 
     name: str
     description: str
@@ -94,7 +94,7 @@ class Topology(Struct, frozen=True, kw_only=True):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The streams, those behind the buckets among them."""
+        """The streams, including those behind the buckets."""
         return (*(stream.name for stream in self.streams), *(bucket_stream(bucket.name) for bucket in self.buckets))
 
 
@@ -134,13 +134,14 @@ def topology(
                 description="The degraded worker that serves the degraded queue, the gateway that delivers webhooks.",
                 marker_ttl_s=60.0,
             ),
-            # so that the last usable value is known where the newest one is not
+            # a history, so that the last usable value is known when the newest one cannot be used
             BucketSpec(name=CONTROL, description="The operator's switch of each model: auto or degraded.", history=16),
             BucketSpec(
                 name=FALLBACKS, description="When and why requests of a model went to the degraded worker.", history=64
             ),
             BucketSpec(name=COLD_STARTS, description="How long each lane took to become warm.", history=64),
-            # no ttl: a key counts until it is revoked, and by what is left of one a gateway knows that it is closed
+            # no ttl: a key is in force until it is revoked, and the entry that is left of one tells a gateway that it
+            # is not open
             BucketSpec(name=KEYS, description="The hashes of API keys, and what each may do.", history=4),
             BucketSpec(name=WEBHOOKS, description="The endpoints of webhooks, with their sealed secrets.", history=4),
             BucketSpec(
@@ -159,7 +160,7 @@ def deliveries_ttl_s(keep_s: float) -> float:
 
 
 def consumer_on(stream: str, name: str) -> ConsumerSpec:
-    """The consumer *name* of *stream*, as whoever finds it gone makes it again."""
+    """The consumer *name* of *stream*. A process that finds it missing makes it again from this."""
     # a model's name is in small letters
     model = stream.removeprefix(LANE_PREFIX).lower()
     subject = "degraded.*.*" if stream == DEGRADED else f"lane.{model}.*"
@@ -194,7 +195,7 @@ def control_key(model: str) -> str:
 
 
 def demand_subject(model: str) -> str:
-    """Where a gateway lets evicted lanes of *model* know that a request came. Not stored."""
+    """Where a gateway notifies evicted lanes of *model* that a request came. Not stored."""
     return f"demand.{_token(model)}"
 
 
@@ -204,12 +205,12 @@ def waiting_subject(task_id: str) -> str:
 
 
 def refusing_subject(stream: str) -> str:
-    """Where somebody says that *stream* takes no writes. Not stored (ADR 0031)."""
+    """Where a process reports that *stream* takes no writes. Not stored (ADR 0031)."""
     return f"refusing.{_token(stream)}"
 
 
 def stream_of(subject: str) -> str:
-    """The stream that a message on *subject* is stored in. Raises ValueError where it is none of ours."""
+    """The stream that stores a message on *subject*. Raises ValueError if none of Warmlane's streams does."""
     tokens = subject.split(".", 2)
     match tokens[0]:
         case "$KV":

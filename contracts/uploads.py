@@ -1,7 +1,7 @@
 """Images that were uploaded by themselves: their references, and where they lie until they expire (ADR 0048). Pure.
 
-A name says everything: whose the image is, by a hash of the caller, and until when it stays. So no record can be lost
-or be behind, and whoever looks for the reference of another caller looks where nothing is.
+An object's name holds everything: the owner, as a hash of the caller, and the time until which the image stays. So no
+record can be lost or be out of date, and a caller who asks for another caller's reference finds nothing.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ _PATH: Final = re.compile(rf"{FOLDER}/(?P<ref>img_[0-9a-f]{{32}})\.(?P<owner>[0-
 
 
 def ref_of(caller: str, sha256: str) -> str:
-    """The reference of the bytes with this hash, of *caller*: always the same one, and none that another caller has."""
+    """The reference of *caller*'s image with this hash: always the same one, and never that of another caller."""
     return "img_" + hashlib.sha256(f"{caller}\0{sha256}".encode()).hexdigest()[:32]
 
 
@@ -30,12 +30,12 @@ def owner_of(caller: str) -> str:
 
 
 def expiries(now: datetime, keep_s: int) -> tuple[int, int]:
-    """Until when what is uploaded now stays, and until when what was uploaded in the period before does; in seconds
-    since 1970.
+    """Until when an image that is uploaded now stays, and until when one of the previous period does, in seconds since
+    1970.
 
     Time is cut into periods of *keep_s*, and an image stays until the period after its own is over: for *keep_s* at
-    least, and twice that at most. So uploading again writes another object than the one that is about to be removed,
-    and the janitor can never take what was just promised.
+    least, and twice that at most. So a repeated upload writes another object than the one that is about to be removed,
+    and the janitor never removes an image that was just promised to a caller.
     """
     period = int(now.timestamp()) // keep_s
     return (period + 2) * keep_s, (period + 1) * keep_s
@@ -58,7 +58,7 @@ def is_upload(path: str) -> bool:
 
 
 def is_over(path: str, now: datetime) -> bool:
-    """Whether the upload at *path* has expired; never of what is no upload."""
+    """Whether the upload at *path* has expired; False for any other object."""
     found = _PATH.fullmatch(path)
     return found is not None and int(found["until"]) <= now.timestamp()
 

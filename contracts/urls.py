@@ -10,11 +10,11 @@ URL_MAX_CHARS: Final = 2_048
 
 
 class BadUrl(ValueError):
-    """Nobody can connect there. The text says why."""
+    """The address cannot be connected to. The text says why."""
 
 
 class NamedUrl(Struct, frozen=True):
-    """An address in its parts, so that nobody reads it a second time, and differently. *target* is path and query."""
+    """An address in its parts, so that no code parses it a second time, and differently. *target* is path and query."""
 
     scheme: Literal["http", "https"]
     host: str
@@ -41,7 +41,7 @@ _UNRESERVED: Final = r"A-Za-z0-9._~!$&'()*+,;=:@%/-"
 _URL: Final = re.compile(
     rf"(?P<scheme>https?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{{1,5}}))?"
     rf"(?P<path>/[{_UNRESERVED}]*)?(?P<query>\?[{_UNRESERVED}?]*)?",
-    # without ASCII the long s would be a letter from a to z here, and nowhere else
+    # without ASCII, IGNORECASE would let the long s match a letter from a to z, as no other reader does
     re.ASCII | re.IGNORECASE,
 )
 _NUMBER: Final = re.compile(r"0[xX][0-9A-Fa-f]*|[0-9]+")

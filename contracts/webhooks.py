@@ -1,7 +1,7 @@
-"""Webhooks: what somebody asked to be told of, where to, and what is stored of it (ADR 0044). Pure.
+"""Webhooks: which events a caller asked for, where they go, and what is stored of them (ADR 0044). Pure.
 
-An *endpoint* is an address that a caller registered, with the secrets that sign what goes there. A request may name an
-address of its own beside it. A *delivery* is one event of one task on its way to one of them.
+An *endpoint* is an address that a caller registered, with the secrets that sign what goes there. A request may also
+name an address of its own. A *delivery* is one event of one task on its way to one of these addresses.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from contracts.wire import Counted, Moment, Token, Unreadable, decode
 ENDPOINTS_PER_CALLER_MAX: Final = 20
 # Standard Webhooks asks for less than 20 kB.
 PAYLOAD_MAX_BYTES: Final = 20_000
-# What a secret of the time before a rotation still signs, unless its caller says otherwise.
+# How long a secret from before a rotation still signs, unless its caller sets another time.
 OVERLAP_S: Final = 86_400.0
 OVERLAP_MAX_S: Final = 7 * 86_400.0
 TEST_EVENT: Final = "webhook.test"
 _ENDPOINT_PREFIX: Final = "ep_"
-# Of the entry whose secrets sign what goes to the addresses that a caller's requests name themselves.
+# The id prefix of the entry whose secrets sign what goes to the addresses that a caller's requests name.
 _REQUESTS_PREFIX: Final = "rq_"
 
 
 class WebhookEvent(StrEnum):
-    """What a receiver can be told of a task. The list only grows."""
+    """The events of a task that a receiver can be notified of. The list only grows."""
 
     CLAIMED = "task.claimed"
     PROGRESS = "task.progress"
@@ -36,7 +36,7 @@ class WebhookEvent(StrEnum):
     FAILED = "task.failed"
 
 
-# Delivered at least once; progress is told as it comes, or not at all.
+# Delivered at least once; progress is delivered at most once.
 KEPT_EVENTS: Final = (WebhookEvent.CLAIMED, WebhookEvent.DONE, WebhookEvent.FAILED)
 DEFAULT_EVENTS: Final = KEPT_EVENTS
 
@@ -52,7 +52,7 @@ class TaskWebhook(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class SealedSecret(Struct, frozen=True, kw_only=True):
-    """A signing secret, encrypted. It signs until *until*; None is for as long as its endpoint stands."""
+    """A signing secret, encrypted. It signs until *until*; None means as long as its endpoint exists."""
 
     sealed: str
     made_at: Moment
@@ -60,10 +60,10 @@ class SealedSecret(Struct, frozen=True, kw_only=True):
 
 
 class WebhookEndpoint(Struct, frozen=True, kw_only=True):
-    """An address of *caller*, in KV `webhooks` under its id. Where *url* is None: the secrets for the addresses that
-    the caller's requests name.
+    """An address of *caller*, in KV `webhooks` under its id. If *url* is None, the entry holds the secrets for the
+    addresses that the caller's requests name.
 
-    Events from *since* on count. *disabled_at*: nothing is delivered any more, because of *disabled_why*.
+    It takes events from *since* on. Once *disabled_at* is set, nothing is delivered to it, because of *disabled_why*.
     """
 
     id: Token
@@ -101,8 +101,8 @@ class WebhookDelivery(Struct, frozen=True, kw_only=True):
     """One event of one task on its way to one endpoint, in KV `deliveries` under its id, which is also its
     `webhook-id`.
 
-    *attempts* counts those since it was made, or was last asked for again. While it is pending, *next_at* is the next
-    one. *payload* is what is sent, the same at every attempt.
+    *attempts* counts the attempts since it was made, or since a caller last asked for it again. While it is pending,
+    the next attempt is at *next_at*. *payload* is the body, the same at every attempt.
     """
 
     id: Token
@@ -131,7 +131,7 @@ def endpoint_id(random_hex: str) -> str:
 
 
 def delivery_id(task_id: str, event: str, endpoint: str) -> str:
-    """The id of the one delivery of *event* of *task_id* to *endpoint*: whoever makes it twice makes it once."""
+    """The id of the one delivery of *event* of *task_id* to *endpoint*, which makes its creation idempotent."""
     return f"{task_id}_{event.rpartition('.')[2]}_{endpoint}"
 
 

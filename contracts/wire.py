@@ -1,7 +1,8 @@
-"""Bytes that others wrote, decoded within bounds, and what their types demand beyond being of a type.
+"""Decodes bytes from outside within bounds; defines types whose values are bounded too.
 
-Whoever may write to the server can write anything. What is decoded here has a bounded size, moments with a time zone in
-this age, and names that stay one token of a subject or a path. Anything else raises `Unreadable`, and nothing but that.
+A client that may write to nats-server can write anything. What is decoded here has a bounded size, moments with a time
+zone in a plausible year, and names that are one token of a subject or a path. Anything else raises `Unreadable`, and
+nothing but that.
 """
 
 import re
@@ -60,7 +61,8 @@ _QUOTES_CONTENT: Final = re.compile(r"Invalid enum value .*?(?P<place> - at `\$[
 
 
 def without_content(text: str) -> str:
-    """A message of msgspec, short, and without the value that it repeats where that is none of several."""
+    """*text*, a message of msgspec, shortened, and without the value that it repeats if that is not a known enum
+    value."""
     quotes = _QUOTES_CONTENT.match(text)
     if quotes is not None:
         text = "Invalid enum value" + (quotes["place"] or "")
