@@ -70,7 +70,7 @@ CORS_ANSWER_HEADERS: Final = [
 # Callers of these may add anything to the query.
 PROBES: Final = (meta.check_health, meta.check_liveness, meta.check_readiness)
 
-# Every task comes by this one.
+# The route of nearly every task.
 STRAIGHT: Final = (generate.generate,)
 
 
@@ -85,10 +85,10 @@ def create_app(
 ) -> Litestar:
     """The gateway's ASGI application around *services*, which the caller starts and stops.
 
-    Pages of *cors_origins*, and no others, may call it from a browser. Without a key it may be called by the names of
-    *allowed_hosts*, beside those of this machine. *observes_http*: every request is
-    timed, and one that makes or changes a task is a span, with *traces_reads* every one; without an exporter that would
-    only cost. *panel_folder* has the files of the panel.
+    Pages of *cors_origins*, and no others, may call it from a browser. A request without a key may use the names in
+    *allowed_hosts*, beside those of this machine. *observes_http*: every request is timed, and a request that makes or
+    changes a task is a span; with *traces_reads* every request is one. Without an exporter that would only cost time.
+    *panel_folder* has the files of the panel.
     """
     problems.begin()
     routes: list[HTTPRouteHandler] = [
@@ -135,7 +135,7 @@ def create_app(
             declare_query(handler)
     plugins: list[PluginProtocol] = []
     if observes_http:
-        # imported where it is wanted: a tenth of a gateway's start
+        # imported only if it is wanted: it takes a tenth of a gateway's start
         from gateway.http.observed import http_plugin, with_roots
 
         plugins.append(http_plugin(routes, traces_reads=traces_reads))
@@ -159,7 +159,7 @@ def create_app(
         exception_handlers=problems.problem_handlers(),
         openapi_config=openapi_config(services.catalog),
         request_max_body_size=MAX_BODY_BYTES,
-        # `gateway.server.access_log` does it: a prompt must not end up in a log
+        # `gateway.server.access_log` logs requests: a prompt must not end up in a log
         logging_config=None,
     )
     app.asgi_handler = cross_origin(app.asgi_handler, cors, allowed_hosts)
@@ -169,7 +169,7 @@ def create_app(
 
 
 def _caller(request: Request[Caller, Any, Any]) -> Caller:
-    return request.user  # whom the guard let in
+    return request.user  # set by `access.access_control`
 
 
 def _cors(origins: Sequence[str]) -> CORSConfig:

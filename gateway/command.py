@@ -66,8 +66,8 @@ from ops.telemetry.service_manager import reporting_to_service_manager
 
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
-# How many containers may be made and not freed before the collector looks at the youngest; Python's default is 700.
-# Every request waits for a look: 1 ms with this figure, 3 to 7 ms with ten times as many.
+# How many containers may be made and not freed before the garbage collector looks at the youngest; Python's default is
+# 700. Every request waits for such a look: 1 ms with this figure, 3 to 7 ms with ten times as many.
 GARBAGE_AFTER: Final = 2_000
 
 SERVES: Final = ProcessHealth(True, "serves")
@@ -78,8 +78,8 @@ log = structlog.get_logger("gateway")
 class _GatewayServer(uvicorn.Server):
     """uvicorn with signals of our own.
 
-    A signal first wakes the long-polls and event streams, or they would hold the exit up. And it ends the serving, not
-    the process: uvicorn's handling raises the signal again, and what comes after `serve` would never run.
+    A signal first wakes the long polls and event streams, which would otherwise hold up the exit. It ends the serving
+    and not the process: uvicorn's own handling raises the signal again, so that the code after `serve` would never run.
     """
 
     def __init__(self, config: uvicorn.Config, on_leave: Callable[[], None]) -> None:
@@ -106,14 +106,14 @@ class _GatewayServer(uvicorn.Server):
 async def _served(
     config: uvicorn.Config, listening: socket.socket, gate: Gate, new_services: Callable[[], Services]
 ) -> AsyncIterator[Services]:
-    """Serves, behind the *gate* at first, and gives the services once they run. After the block it serves until a
+    """Serves behind the *gate* at first, and yields the services once they run. After the block it serves until a
     signal.
 
-    Raises LeftWaiting where the signal came before; what else the services raise when they cannot start.
+    Raises LeftWaiting if the signal came before the services ran, and whatever they raise when they cannot start.
     """
 
     async def begin() -> tuple[Services, contextlib.AsyncExitStack]:
-        services = new_services()  # new ones at every try: they have not seen what a try before them saw
+        services = new_services()  # new ones at every try, without the state of an earlier try
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(services.running())
             return services, stack.pop_all()
@@ -136,10 +136,10 @@ async def _served(
 
 
 def settle_garbage() -> None:
-    """From now on Python's garbage collector leaves alone what is in memory already, and looks more rarely.
+    """From now on Python's garbage collector ignores what is in memory already, and runs less often.
 
-    What a task leaves in memory is never part of a cycle (`gc=False` in `contracts/tasks.py`). Each look at all of it
-    held up every request for 50 to 70 ms (docs/benchmarks/notes.md).
+    What a task leaves in memory is never part of a cycle (`gc=False` in `contracts/tasks.py`). Each collection of
+    everything held up every request for 50 to 70 ms (docs/benchmarks/notes.md).
     """
     gc.collect()
     gc.freeze()

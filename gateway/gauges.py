@@ -1,6 +1,6 @@
 """What a gateway reports of lanes, queues, slots and fallbacks when its metrics are read (FR-013, FR-015).
 
-Everything comes from the boards, in memory: a look costs no call to NATS.
+Everything comes from the boards, in memory: reading the metrics costs no call to NATS.
 """
 
 import time
@@ -80,7 +80,7 @@ def gauges(known: Known) -> Mapping[Observed, Source]:
 
 
 def begin(models: Mapping[str, ModelEntry]) -> None:
-    """Sets what a gateway counts to 0 at its start, so that the first event shows as a rise."""
+    """Sets the counters of a gateway to 0 at its start, so that the first event shows as a rise."""
     for model, entry in models.items():
         for route in ("lane", "degraded"):
             metrics.requests_accepted.begin(model, route)
@@ -110,7 +110,7 @@ def begin(models: Mapping[str, ModelEntry]) -> None:
 
 
 class _Lanes:
-    """Figures of those who work: lanes, the degraded worker, and their slots."""
+    """Figures of the workers: lanes, the degraded worker, and their slots."""
 
     def __init__(self, known: Known) -> None:
         self._known = known
@@ -152,7 +152,7 @@ class _Lanes:
 
 
 class _Fallbacks:
-    """Figures of the fallback that lasts, by model and cause."""
+    """Figures of the running fallback, by model and cause."""
 
     def __init__(self, known: Known) -> None:
         self._fallbacks = known.fallbacks
@@ -217,7 +217,7 @@ class _Queues:
 
 
 class _Webhooks:
-    """Figures of what is on its way to receivers."""
+    """Figures of the deliveries to receivers."""
 
     def __init__(self, deliveries: DeliveryBoard) -> None:
         self._deliveries = deliveries

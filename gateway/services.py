@@ -59,9 +59,10 @@ from ops.telemetry.instruments import observing
 JANITOR_INTERVAL_S: Final = 60.0
 JANITOR_BATCH: Final = 32
 ORPHAN_GRACE_S: Final = 3_600.0
-# How long a gateway that leaves tries to add its last counts to the fallback episodes.
+# How long a gateway that stops tries to add its last counts to the fallback episodes.
 LAST_COUNTS_S: Final = 2.0
-# How often event streams learn that their tasks moved up, while they do. For 500 of them that takes 50 ms in all.
+# How often event streams are sent the new places of their tasks, while tasks move up. For 500 streams that takes 50 ms
+# in all.
 MOVES_EVERY_S: Final = 1.0
 
 log = structlog.get_logger("gateway")
@@ -88,8 +89,8 @@ class Services:
         """The artifacts are in *artifacts_dir*, unless *artifacts* names another place. *links_last_s* is how long a
         link to a file of a bucket lasts; None where downloads pass through the gateway.
 
-        *jaeger_url* is where people see traces; None where that is not known. Without *webhooks* receivers may stand
-        on the public internet alone. Without *images* none is fetched.
+        *jaeger_url* is where people see traces; None if that is not known. Without *webhooks* receivers may only be on
+        the public internet. Without *images* the gateway fetches none.
         """
         catalog = replace(catalog, keep_s=keep_s)
         self.catalog = catalog
@@ -252,7 +253,7 @@ class Services:
             self.tasks.feeds.announce_moves(self.tasks.work_queues.moves)
 
     async def _janitor(self) -> None:
-        # never longer than what is kept, or `--keep 40s` would mean a minute and a half
+        # never longer than tasks are kept, or `--keep 40s` would keep them for a minute and a half
         interval_s = min(JANITOR_INTERVAL_S, max(1.0, self.keep_s / 4))
         while True:
             await asyncio.sleep(interval_s)
@@ -265,7 +266,8 @@ class Services:
 
     async def clean(self) -> int:
         """Removes tasks whose own `keep_s` is over, objects that no record names, uploads that expired, and what
-        forgotten tasks left; forgets tasks and lanes that expired. Returns how many objects without a record.
+        forgotten tasks left; forgets tasks and lanes that expired. Returns how many objects without a record and
+        expired uploads it removed.
 
         Raises TransportUnavailable, StorageFailed.
         """
@@ -290,19 +292,19 @@ class Services:
         found += orphans(left, named, now=now, grace_s=0.0)
         removed = 0
         for first in range(0, len(found), JANITOR_BATCH):
-            # one at a time, a busy gateway removes less than it accepts
+            # not one at a time: a busy gateway would remove less than it accepts
             removed += sum(await asyncio.gather(*map(self._remove, found[first : first + JANITOR_BATCH])))
         if removed:
             log.info("orphans_removed", objects=removed)
         expired = self.uploads.expired(stored, now=now)
-        for upload in expired:  # nobody can store under these names any more
+        for upload in expired:  # no gateway stores under these names any more
             await self.artifacts.delete(upload.path)
         if expired:
             log.info("uploads_removed", objects=len(expired))
         return removed + len(expired)
 
     async def _remove(self, orphan: StoredObject) -> bool:
-        # what is in memory may be behind: the server has the last word before anything is deleted
+        # the copy in memory may be behind: nats-server is asked before anything is deleted
         snapshot = await self.tasks.read(task_id_of(orphan.path))
         if snapshot is not None and orphan.path in paths_of(self.tasks.index, snapshot.task.id):
             return False

@@ -1,1 +1,2 @@
-"""What a gateway answers: one struct for each JSON object, for those who write it and for those who read it."""
+"""What a gateway answers: one struct for each JSON object, shared by the code that writes it and the code that reads
+it."""

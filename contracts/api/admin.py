@@ -15,7 +15,7 @@ from contracts.tasks import OrderDecision, Priority, RoutingDecision, TaskStatus
 
 
 class IgnoredControl(Struct, frozen=True):
-    """An entry of KV `control` that is no switch of a lane, or none that can be understood."""
+    """An entry of KV `control` that is not the switch of a lane, or whose value is not a mode."""
 
     key: str
     value: str
@@ -23,7 +23,7 @@ class IgnoredControl(Struct, frozen=True):
 
 
 class RouteView(Struct, frozen=True, kw_only=True):
-    """An answer of routing: *outcome* is `lane` or `degraded: CAUSE`, *rule* the number of the rule that fired."""
+    """A result of routing: *outcome* is `lane` or `degraded: CAUSE`, *rule* the number of the rule that fired."""
 
     outcome: str
     rule: int
@@ -32,8 +32,9 @@ class RouteView(Struct, frozen=True, kw_only=True):
 
 class LaneView(Struct, frozen=True, kw_only=True):
     """One lane. *health_age_s* is how long ago its pipeline host was last known to answer; *since* is when it entered
-    *state*, as far as this gateway heard; *warm_after_s* is what its cold start took. *silent*: it was not heard of
-    within the health timeout, so that nobody relies on *state*; in ten minutes it is forgotten."""
+    *state*, as far as this gateway knows; *warm_after_s* is how long its cold start took. *silent*: this gateway has
+    not heard from it within the health timeout, so routing does not rely on *state*; after ten minutes the lane is
+    forgotten."""
 
     worker: str
     slot: str
@@ -48,8 +49,8 @@ class LaneView(Struct, frozen=True, kw_only=True):
 
 
 class ModelLanes(Struct, frozen=True, kw_only=True):
-    """A model, and where its requests go. *mode* is the operator's switch, set at *mode_since*. *route* is what routing
-    would say of a request now; *ready*: it would say `lane` if the switch were `auto`. *wanted* is how many lanes the
+    """A model, and where its requests go. *mode* is the operator's switch, set at *mode_since*. *route* is where a
+    request would go now; *ready*: it would go to a lane if the switch were `auto`. *wanted* is how many lanes the
     settings, or `--lanes` of this gateway, ask for."""
 
     model: str
@@ -90,7 +91,7 @@ class LeaderView(Struct, frozen=True, kw_only=True):
 
 
 class RunningView(Struct, frozen=True, kw_only=True):
-    """A task that a worker holds; *left_s* is what the measured service times say."""
+    """A task that a worker holds; *left_s* is how long it will probably run on, by the measured service times."""
 
     id: str
     model: str
@@ -103,7 +104,8 @@ class RunningView(Struct, frozen=True, kw_only=True):
 
 
 class EstimateView(Struct, frozen=True, kw_only=True):
-    """*service_s* is the median of the newest tasks of *model*; *wait_s* is how long one that came now would wait."""
+    """*service_s* is the median of the newest tasks of *model*; *wait_s* is how long a request that came now would
+    wait."""
 
     model: str
     service_s: float | None
@@ -111,8 +113,8 @@ class EstimateView(Struct, frozen=True, kw_only=True):
 
 
 class WaitingView(Struct, frozen=True, kw_only=True):
-    """A task that waits at *position* of its queue, for *age_s* so far; in *left_s* its wait is over. *expected_wait_s*
-    is what the measured service times say; null before anything was measured."""
+    """A task that waits at *position* of its queue. It has waited for *age_s* so far; its wait ends in *left_s*.
+    *expected_wait_s* follows from the measured service times; null before anything was measured."""
 
     id: str
     model: str
@@ -125,9 +127,9 @@ class WaitingView(Struct, frozen=True, kw_only=True):
 
 
 class QueueView(Struct, frozen=True, kw_only=True):
-    """One work queue: *messages* of *max_msgs*, as the server counts them now. After *wait_limit_s* in it a task goes
-    on to the degraded queue, or ends there as `queue_overloaded`. *waiting* are those of them that this gateway knows,
-    the next one first: 100 at most."""
+    """One work queue: *messages* of *max_msgs*, as nats-server counts them now. After *wait_limit_s* in a lane's queue
+    a task goes on to the degraded queue; in the degraded queue it ends as `queue_overloaded`. *waiting* are the tasks
+    in the queue that this gateway knows, the next one first: 100 at most."""
 
     stream: str
     route: Literal["lane", "degraded"]
@@ -141,12 +143,12 @@ class QueueView(Struct, frozen=True, kw_only=True):
 
 
 class OrderView(Struct, frozen=True, kw_only=True):
-    """How the degraded worker orders its queue (ADR 0038), and what that has made of its card since it leads.
+    """How the degraded worker orders its queue (ADR 0038), and how it has used its card since it began to lead.
 
     At most *swap_share* of the time goes into swaps while two models wait, unless a slice would be longer than
-    *slice_max_s*; each class that waits gets *turn_share* at least. *swaps_per_task* and *swap_time_share* (0 to 1) are
-    null before the first task. *slice_ends* counts the slices of a model that ended, by what ended them. *waiting* are
-    those that wait by class, the strictest first, and by model.
+    *slice_max_s*; each waiting class gets *turn_share* at least. *swaps_per_task* and *swap_time_share* (0 to 1) are
+    null before the first task. *slice_ends* counts the slices that ended, by what ended them. *waiting* counts the
+    waiting tasks by class, the strictest first, and by model.
     """
 
     name: str
@@ -163,7 +165,8 @@ class OrderView(Struct, frozen=True, kw_only=True):
 
 
 class QueuesView(Struct, frozen=True, kw_only=True):
-    """Every work queue, who serves the degraded one, and in which order; null: nobody."""
+    """Every work queue, the worker that serves the degraded queue, and its order. *leader* is null while no worker
+    serves that queue, *order* also until its worker has published one."""
 
     leader: LeaderView | None
     order: OrderView | None
@@ -171,16 +174,16 @@ class QueuesView(Struct, frozen=True, kw_only=True):
 
 
 class FallbacksView(Struct, frozen=True, kw_only=True):
-    """The episodes that last, and those that ended, newest first: 64 of each model in all.
+    """The running episodes, and those that ended, newest first: 64 of each model in all.
 
-    Each gateway adds what it sent to an episode's *served* about once a second."""
+    About once a second, each gateway adds the requests that it sent to an episode's *served*."""
 
     current: tuple[FallbackEpisode, ...]
     past: tuple[FallbackEpisode, ...]
 
 
 class SwapView(Struct, frozen=True, kw_only=True):
-    """A load that the task *task_id* needed on the degraded worker, which ended at *at*. Its parts are in *swap*."""
+    """A load that the task *task_id*, which ended at *at*, needed on the degraded worker. Its parts are in *swap*."""
 
     task_id: str
     model: str
@@ -197,11 +200,11 @@ class SwapsView(Struct, frozen=True, kw_only=True):
 
 class MinuteView(Struct, frozen=True, kw_only=True):
     """What became of tasks of *model* on *route* in the minute that began at *at*: how many a worker *started*, how
-    long these had waited in all and at most, and how many ended as `done`, as `queue_overloaded`, and as failed
-    otherwise.
+    long these had waited in all and at most, and how many ended as `done`, as `queue_overloaded`, or as failed for
+    another reason.
 
-    *overloaded* also counts requests that found the degraded queue full, of which there is no task: those that this
-    gateway refused since it started."""
+    *overloaded* also counts requests that found the degraded queue full, for which there is no task: those that this
+    gateway has refused since it started."""
 
     at: datetime
     model: str
@@ -215,9 +218,9 @@ class MinuteView(Struct, frozen=True, kw_only=True):
 
 
 class HistoryView(Struct, frozen=True, kw_only=True):
-    """The last hour in *buckets* of *bucket_s*, a minute: one for each minute, model and route in which something
-    happened, the oldest first. *since* is the beginning of the oldest minute that is shown; *now* is this
-    gateway's clock."""
+    """The last hour in *buckets* of *bucket_s* (a minute): one for each minute, model and route in which something
+    happened, the oldest first. *since* is the beginning of the oldest minute that is shown; *now* is this gateway's
+    clock."""
 
     now: datetime
     since: datetime
@@ -226,7 +229,7 @@ class HistoryView(Struct, frozen=True, kw_only=True):
 
 
 class KeyView(Struct, frozen=True, kw_only=True):
-    """An API key without its secret. *revoked_at* is null while it is in force. Null bounds are none."""
+    """An API key without its secret. *revoked_at* is null while it is in force. A null bound means no bound."""
 
     id: str
     caller: str
@@ -241,8 +244,9 @@ class KeyView(Struct, frozen=True, kw_only=True):
 
 
 class KeysView(Struct, frozen=True, kw_only=True):
-    """Every key on record, the oldest first; revoked ones stay for 30 days. *is_open*: none was ever made, and
-    everybody on this machine may do everything. *unreadable* names entries that let nobody in."""
+    """Every key on record, the oldest first; revoked ones stay for 30 days. *is_open*: no key was ever made, and
+    everybody on the gateway's machine may do everything. *unreadable* names entries that cannot be read; such a key
+    lets nobody in."""
 
     is_open: bool
     keys: tuple[KeyView, ...]
@@ -257,8 +261,8 @@ class NewKeyView(Struct, frozen=True, kw_only=True):
 
 
 class ColdStartsView(Struct, frozen=True, kw_only=True):
-    """The newest cold starts, newest first, 64 of each model; *share* (0 to 1) of them were warm within *target_s*
-    (SC-006), null when there were none."""
+    """The newest cold starts, newest first, 64 of each model. *share* (0 to 1) of them were warm within *target_s*
+    (SC-006); null when there were none."""
 
     target_s: float
     share: float | None
@@ -269,13 +273,13 @@ class ExplainView(Struct, frozen=True, kw_only=True):
     """Why a task is on its route.
 
     *decision* is what was stored with it: the inputs of the newest routing decision, and its outcome. *fired* is the
-    rule of that outcome; *derived* is what the rules say of the stored inputs, worked out again; *agrees*: both are
-    equal. *now* is what routing would say of a new request for the model. The first three are null for a task that
-    was recorded without a decision. *order* is why a worker started the task when it did, and what else waited
-    then, *chosen* the same in words; both are null for a task that no worker chose among others. *displaced* is the
-    task whose place on the full degraded queue it took, *displaced_by* the one that took its own; null where there was
-    none. *swap* says what its model's load took, by part, and what proved the room for it; null where the model was
-    resident. *trace_id* names its trace, null where tasks are not traced.
+    rule of that outcome; *derived* is the result of the rules for the stored inputs, worked out again; *agrees*: both
+    are equal. These four are null for a task that was recorded without a decision. *now* is where a new request for the
+    model would go. *order* is why a worker started the task when it did, and what else waited then; *chosen* is the
+    same in words. Both are null for a task that no worker chose among others. *displaced* is the task whose place on
+    the full degraded queue it took, *displaced_by* the task that took its own place; null if there is none. *swap* is
+    what its model's load took, by part, and what proved the room for it; null if the model was resident. *trace_id*
+    names its trace; null if tasks are not traced.
     """
 
     id: str

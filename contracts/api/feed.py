@@ -1,4 +1,4 @@
-"""What stands in the events of `GET /tasks/events`, beside whole tasks."""
+"""The bodies of the events of `GET /tasks/events` that are not whole tasks."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class FeedOpened(Struct, frozen=True, kw_only=True):
-    """The stream is on. *resumed*: all that changed after `Last-Event-ID` follows; otherwise list the tasks now."""
+    """The stream has begun. *resumed*: every change after `Last-Event-ID` follows; otherwise list the tasks now."""
 
     resumed: bool
 
@@ -14,21 +14,21 @@ class FeedOpened(Struct, frozen=True, kw_only=True):
 class FeedReset(Struct, frozen=True, kw_only=True):
     """Changes may be missing: list the tasks again. The stream goes on.
 
-    *reason*: since `Last-Event-ID` more has changed than is remembered (`too_old`); this gateway does not know that id,
-    or reads the records anew (`unknown`); more changed at once than one stream is sent (`too_much`).
+    *reason*: more has changed since `Last-Event-ID` than the gateway remembers (`too_old`); this gateway does not know
+    that id, or reads the records anew (`unknown`); more changed at once than one stream is sent (`too_much`).
     """
 
     reason: Literal["too_old", "too_much", "unknown"]
 
 
 class TaskNamed(Struct, frozen=True, kw_only=True):
-    """A task that left the statuses which are followed, or whose record is gone."""
+    """A task that no longer has a status that the stream follows, or whose record is gone."""
 
     id: str
 
 
 class TaskPlace(Struct, frozen=True, kw_only=True):
-    """Where a task that waits stands now, as in its `queue`."""
+    """The place of a waiting task now, as in its `queue`."""
 
     id: str
     position: int
@@ -36,6 +36,6 @@ class TaskPlace(Struct, frozen=True, kw_only=True):
 
 
 class TaskPlaces(Struct, frozen=True, kw_only=True):
-    """The tasks that stand elsewhere than the stream said last."""
+    """The tasks whose place has changed since the stream last reported it."""
 
     places: tuple[TaskPlace, ...]

@@ -1,4 +1,4 @@
-"""Whether the gateway lives, and who would take a request now."""
+"""Whether the gateway lives, and whether a worker would take a request now."""
 
 from msgspec import Struct
 
@@ -10,10 +10,10 @@ class Health(Struct, frozen=True, kw_only=True):
 
 
 class ModelReadiness(Struct, frozen=True, kw_only=True):
-    """Whether somebody would take a request for the model now.
+    """Whether a worker would take a request for the model now.
 
-    *warm*: one of its lanes is, so that it is taken at once. Otherwise the degraded worker takes it in its turn.
-    *lanes* is what its lanes are doing.
+    *warm*: one of its lanes is warm and takes the request at once. Otherwise the degraded worker takes it in its turn.
+    *lanes* holds the states of its lanes.
     """
 
     ready: bool
@@ -22,10 +22,11 @@ class ModelReadiness(Struct, frozen=True, kw_only=True):
 
 
 class Readiness(Struct, frozen=True, kw_only=True):
-    """Whether requests can be accepted: the queue answers, and there is somebody for every model.
+    """Whether requests can be accepted: nats-server answers, and every model has a worker.
 
-    *degraded_worker*: one serves the queue of the models that have no warm lane.
-    *troubles* says in words what else is wrong with the gateway or the queue; not ready where requests could not end.
+    *degraded_worker*: a worker serves the queue of the models that have no warm lane.
+    *troubles* says in words what else is wrong with the gateway or nats-server; *ready* is false if requests could not
+    end.
     """
 
     ready: bool

@@ -1,4 +1,4 @@
-"""An image that was uploaded by itself, as its caller sees it. Every key is always present."""
+"""An image that was uploaded on its own, as its caller sees it. Every key is always present."""
 
 from datetime import datetime
 
@@ -6,8 +6,8 @@ from msgspec import Struct
 
 
 class ImageView(Struct, frozen=True, kw_only=True):
-    """An uploaded image. Requests name it as `{"image": {"ref": ID}}` until it expires; tasks that have begun by then
-    keep theirs."""
+    """An uploaded image. Requests name it as `{"image": {"ref": ID}}` until it expires; tasks that were accepted by
+    then keep their own copy."""
 
     id: str
     media_type: str

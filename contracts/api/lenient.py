@@ -1,10 +1,10 @@
 """How a client reads what a gateway of another version answers.
 
-1. What it does not know is passed over.
-2. A word out of a list (an enum, a Literal) may be any word: lists grow.
-3. What is missing is null where it may be null, and otherwise 0, false or empty. A task without a class is `standard`:
-   gateways of an earlier version have no other. Other words, moments and objects must be there: without them it is no
-   answer of a gateway.
+1. A field that it does not know is ignored.
+2. A value from a list (an enum, a Literal) may be any word: lists grow.
+3. A missing field is null if it may be null, and otherwise 0, false or empty. A task without a class is `standard`:
+   gateways of an earlier version have no other. Other strings, moments and objects must be there: without them the
+   answer is not a gateway's.
 """
 
 import types
@@ -18,7 +18,7 @@ from msgspec import NODEFAULT, Struct
 from contracts.tasks import Priority
 
 T = TypeVar("T")
-# What stands for a figure, a flag, a list or a class that is missing.
+# The value of a figure, a flag, a list or a class that is missing.
 _NOTHING: dict[Any, Any] = {
     int: 0,
     float: 0.0,
@@ -31,9 +31,10 @@ _NOTHING: dict[Any, Any] = {
 
 
 def lenient(kind: type[T]) -> type[T]:
-    """*kind* as it is read by the rules above: for a struct, one that is derived from it, and all that is in it.
+    """*kind* as the rules above read it: for a struct, a struct that is derived from it, with all its fields read
+    leniently.
 
-    A word is a plain `str` there, and no member of its enum: compare it with `==`, and ask it for nothing else.
+    The value of an enum is a plain `str` there, and not a member: compare it with `==`, and use nothing else of it.
     """
     found: type[T] = _lenient(cast(Any, kind))
     return found
@@ -48,7 +49,7 @@ def _lenient(kind: Any) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return str
-    if origin is Annotated:  # limits are what the gateway keeps to
+    if origin is Annotated:  # limits bind the gateway, not the reader
         return _lenient(arguments[0])
     if origin in (Union, types.UnionType):
         return Union[tuple(_lenient(each) for each in arguments)]  # noqa: UP007  # of as many as there are

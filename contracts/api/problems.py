@@ -1,4 +1,4 @@
-"""A refusal or an error, as RFC 9457 has it."""
+"""A refusal or an error, in the form of RFC 9457."""
 
 from typing import Literal
 
@@ -13,9 +13,9 @@ OverloadLimit = Literal["depth", "wait", "displaced", "expected"]
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An error (RFC 9457). Programs switch on *code*; *errors* lists every wrong field in a fixed order.
 
-    *outcome* is "unknown" where a retry might meet a request that was accepted after all; *limit* says which limit of
-    the queue was hit: `depth`, it is full; `wait`, no worker took the request in time; `displaced`, a request of a
-    higher class took its place; `expected`, no worker will be free in time. *instance* is the task in question.
+    *outcome* is "unknown" if the request may have been accepted after all; *limit* says which limit of the queue was
+    hit: `depth`, it is full; `wait`, no worker took the request in time; `displaced`, a request of a higher class took
+    its place; `expected`, no worker will be free in time. *instance* is the task in question.
     """
 
     type: str

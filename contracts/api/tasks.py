@@ -1,7 +1,7 @@
 """A task, and a page of tasks, as its caller sees them.
 
-They leave out what only the protocol needs (owner, lease, epoch, caller, routing inputs) and where files are stored.
-Every key is always present; null means "not yet" or "does not apply".
+These views leave out what only the protocol needs (owner, lease, epoch, caller, routing inputs) and where files are
+stored. Every key is always present; null means "not yet" or "does not apply".
 """
 
 from datetime import datetime
@@ -27,8 +27,8 @@ from contracts.webhooks import TaskWebhook
 class QueuePlace(Struct, frozen=True, kw_only=True):
     """Where a task stands in its queue: *position* 1 is the next one that a worker takes.
 
-    *expected_wait_s* is what the measured service times say; null before anything was measured. One that is longer
-    than what is left of the wait limit means that no worker will probably be free in time.
+    *expected_wait_s* follows from the measured service times; null before anything was measured. If it is longer than
+    the rest of the wait limit, probably no worker will be free in time.
     """
 
     position: int
@@ -38,8 +38,8 @@ class QueuePlace(Struct, frozen=True, kw_only=True):
 class Progress(Struct, frozen=True, kw_only=True):
     """Inference steps finished, of how many, and in how many seconds the task will probably have ended.
 
-    *eta_s* follows from the steps that were measured in this attempt, and is of the moment of the answer. It is null
-    before the first step, after the last one where decoding and encoding were never measured, and once the task ended.
+    *eta_s* follows from the steps that were measured in this attempt, as of the moment of the answer. It is null before
+    the first step, after the last one if decoding and encoding were never measured, and once the task has ended.
     """
 
     step: int
@@ -48,7 +48,7 @@ class Progress(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, task: GenerationTask, now: datetime) -> "Progress | None":
-        """What callers see at *now* of how far *task* is; None before a worker began it."""
+        """The progress of *task* as callers see it at *now*; None before a worker began it."""
         done = task.progress
         if done is None:
             return None
@@ -80,7 +80,7 @@ class VideoView(Struct, frozen=True, kw_only=True):
 
 
 class ParameterWarning(Struct, frozen=True, kw_only=True):
-    """A parameter that the request named and did not get, in the form of an entry of `errors` in a `422`.
+    """A parameter whose value in the request was replaced, in the form of an entry of `errors` in a `422`.
 
     *code* is `fixed_value_replaced`. *expected* is the value that was used; *got* is the one that was sent, or words
     for a number too large to repeat.
@@ -94,8 +94,8 @@ class ParameterWarning(Struct, frozen=True, kw_only=True):
 
 
 class TaskLinks(Struct, frozen=True, kw_only=True):
-    """Where to go from a task: paths on the host that was called. *video* is null until it is done, *thumbnail* too,
-    and where no frame of the video was kept; *cancel* is null once it ended."""
+    """Paths of a task on the host that was called. *video* and *thumbnail* are null until the task is done; *thumbnail*
+    stays null if no frame of the video was kept. *cancel* is null once the task has ended."""
 
     self_: str = msgspec.field(name="self")
     events: str
@@ -109,13 +109,13 @@ class TaskView(Struct, frozen=True, kw_only=True):
 
     *route* is the dedicated warm lane or the degraded worker, where all models take turns on one card; *priority* is
     its class; *worker* is the one that holds or held the task; *attempt* counts the workers that began it. *warnings*
-    lists the parameters that the request named otherwise, where the enforcement of its model was `report`. *queue* is
-    where it stands, as long as it is pending; a task that moves up there is a change for event streams, and not for
-    clients that wait. *swap*, on a task that ended on the degraded worker, is the proof that the card was empty before
-    the model was loaded; null if the model was there already. *memory* is the host's reading after cleanup (FR-009).
-    *webhook* is whom the request asked to be told, *labels* are those that it named. *keep_s* is for how many seconds
-    after its end the request asked to keep it; null: for as long as `keep_s` of the settings says.
-    *trace_id* names its trace, null where tasks are not traced.
+    lists the parameters whose values were replaced, if the enforcement of its model was `report`. *queue* is its place
+    while it is pending. An event stream reports a task that moves up there; a long poll does not end for it. *swap*, on
+    a task that ended on the degraded worker, is the proof that the card was empty before the model was loaded; null if
+    the model was there already. *memory* is the host's reading after cleanup (FR-009). *webhook* is the address that
+    the request asked to be notified, *labels* are the labels of the request. *keep_s* is for how many seconds after its
+    end the request asked to keep it; null means `keep_s` of the settings. *trace_id* names its trace; null if tasks are
+    not traced.
     """
 
     id: str
@@ -146,7 +146,7 @@ class TaskView(Struct, frozen=True, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing about it changes any more."""
+        """Whether the task has ended and no longer changes."""
         return self.status in (TaskStatus.DONE, TaskStatus.FAILED)
 
     def at(self, event: str) -> datetime | None:

@@ -18,7 +18,7 @@ class VideoJob(Struct, frozen=True, kw_only=True):
     """A task as `/v1/videos` shows it; `/tasks/{id}` shows the same one in full.
 
     Times are whole seconds since 1970. *expires_at* is when its record and its files are removed at the earliest.
-    *progress* is a percentage, 100 only where the video is there. *seconds* is the time from the first frame to the
+    *progress* is a percentage, 100 only once the video is there. *seconds* is the time from the first frame to the
     last.
     """
 
@@ -56,7 +56,7 @@ class VideoDeletion(Struct, frozen=True, kw_only=True):
 
 
 class ServedModel(Struct, frozen=True, kw_only=True):
-    """A model by the name that requests use. *created* is 0: nobody notes when a model was made."""
+    """A model by the name that requests use. *created* is 0: the gateway does not record when a model was made."""
 
     id: str
     object: Literal["model"] = "model"

@@ -1,7 +1,7 @@
 """Webhooks as their callers see them: endpoints, deliveries, and what a receiver is sent.
 
-Every key is always present; null means "not yet" or "does not apply". A secret is shown when it is made, and to whoever
-asks for the one that signs the addresses of requests.
+Every key is always present; null means "not yet" or "does not apply". The secret of an endpoint is shown only when it
+is made. The secret that signs for the addresses of requests can be read again.
 """
 
 from datetime import datetime
@@ -22,7 +22,7 @@ class WebhookTaskLinks(Struct, frozen=True, kw_only=True):
 
 
 class WebhookTask(Struct, frozen=True, kw_only=True):
-    """What a receiver is sent of a task: where it is, and neither its prompt nor its video."""
+    """A task as a receiver is sent it: its state, but neither its prompt nor its video."""
 
     id: str
     status: TaskStatus
@@ -39,7 +39,7 @@ class WebhookTask(Struct, frozen=True, kw_only=True):
 
 
 class WebhookMessage(Struct, frozen=True, kw_only=True):
-    """The body that a receiver is sent. *timestamp* is when it happened; *data* of `webhook.test` names the
+    """The body that a receiver is sent. *timestamp* is when the event happened; *data* of `webhook.test` names the
     endpoint."""
 
     type: str
@@ -48,8 +48,8 @@ class WebhookMessage(Struct, frozen=True, kw_only=True):
 
 
 class EndpointView(Struct, frozen=True, kw_only=True):
-    """A registered endpoint. *secrets* is how many sign now: two or more during a rotation. Nothing is delivered once
-    it is disabled, for the reason in *disabled_why*."""
+    """A registered endpoint. *secrets* is how many secrets sign now: two or more during a rotation. Nothing is
+    delivered to it once it is disabled, for the reason in *disabled_why*."""
 
     id: str
     url: str
@@ -68,7 +68,7 @@ class EndpointsPage(Struct, frozen=True, kw_only=True):
 
 
 class EndpointSecret(Struct, frozen=True, kw_only=True):
-    """An endpoint, and the newest of its secrets: this is the only time that it is shown."""
+    """An endpoint, and the newest of its secrets. The secret is shown only this once."""
 
     endpoint: EndpointView
     secret: str
@@ -81,8 +81,8 @@ class RequestsSecret(Struct, frozen=True, kw_only=True):
 
 
 class DeliveryView(Struct, frozen=True, kw_only=True):
-    """One event on its way to a receiver. *endpoint* is null where the request named the address. *next_at* is the next
-    attempt, null once it has ended; *last* is what came of the newest one."""
+    """One event on its way to a receiver. *endpoint* is null if the request named the address. *next_at* is when the
+    next attempt is due, null once the delivery has ended; *last* is the result of the newest attempt."""
 
     id: str
     endpoint: str | None

@@ -1,4 +1,4 @@
-"""A batch: up to BATCH_MAX requests in one body, of which all are right or none is accepted. Pure."""
+"""A batch: up to BATCH_MAX requests in one body, all of which are accepted, or none. Pure."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ REQUESTS_FIELD: Final = "requests"
 
 
 def validate_batch(body: Mapping[str, Any], catalog: Catalog) -> tuple[AcceptedRequest, ...]:
-    """The requests in *body*, each as `validate` has it.
+    """The requests in *body*, each as `validate` returns it.
 
-    The fingerprint of each is of the whole batch and its place there: whoever repeats an Idempotency-Key repeats all of
-    the batch, in its order. Raises InvalidRequest with every error of every request; pointers begin with its place, as
-    in `/requests/3/steps`.
+    The fingerprint of each covers the whole batch and its place there: a client that repeats an Idempotency-Key has to
+    repeat the whole batch, in its order. Raises InvalidRequest with every error of every request; pointers begin with
+    the place of the request, as in `/requests/3/steps`.
     """
     errors: list[FieldError] = []
     accepted: list[AcceptedRequest] = []
@@ -41,7 +41,7 @@ def validate_batch(body: Mapping[str, Any], catalog: Catalog) -> tuple[AcceptedR
 
 
 def wrong_at(place: int, wrong: InvalidRequest) -> InvalidRequest:
-    """*wrong*, of the request at that *place* of a batch."""
+    """*wrong* with the pointers and messages of the request at *place* of a batch."""
     return InvalidRequest(
         [
             replace(

@@ -15,7 +15,7 @@ NESTING_MAX: Final = 16
 BESIDE_IMAGE_BYTES: Final = 128 * 1024
 _CHARACTER_BYTES_MAX: Final = 12  # one outside the basic plane, written as two escapes
 _OTHER_FIELDS_BYTES: Final = 4 * 1024
-# By the names that it has at `POST /generate` and below `/v1/videos`.
+# How the text of an image begins, by the names of its field at `POST /generate` and below `/v1/videos`.
 _IMAGE_BEGINS: Final = re.compile(rb'"(?:image|image_url|(?:input|image)_reference)"[ \t\r\n]*:[ \t\r\n]*"')
 
 
@@ -31,10 +31,11 @@ def beside_image_max_bytes(catalog: Catalog) -> int:
 
 
 def beside_image_bytes(body: bytes, *, images: int = 1) -> int:
-    """How many bytes of *body* are not the text of its image, or of so many *images*, found without parsing it.
+    """How many bytes of *body* are not the text of its image, or of as many images as *images*. They are counted
+    without parsing the body.
 
     The image's text costs a parser milliseconds a megabyte: it becomes one string, or the parser stops there. A
-    megabyte of small objects costs a quarter of a second and fifty times its size.
+    megabyte of small objects costs a quarter of a second, and fifty times its size in memory.
     """
     beside, at = len(body), 0
     for _ in range(images):
@@ -79,8 +80,8 @@ def parse_body(body: bytes) -> dict[str, Any]:
 
 
 def form_value(text: str, *, is_text: bool) -> Any:
-    """What the field of a form means that came as *text*. One that *is_text* is taken as it is; any other is JSON, as
-    in `8`, and where it is no JSON, it is the text, which a check then refuses by its type."""
+    """The value of the field of a form that came as *text*. A field that *is_text* is taken as it is. Any other is read
+    as JSON, as in `8`; if it is not JSON, its value is the text, whose type a check then refuses."""
     if is_text:
         return text
     try:

@@ -16,7 +16,7 @@ from contracts.tasks import Priority
 from contracts.urls import BadUrl, parse_url
 from contracts.webhooks import DEFAULT_EVENTS, TaskWebhook, WebhookEvent
 
-# Behind which field the size of the video as a whole is judged.
+# The size of the video as a whole is judged after this field.
 LAST_OF_SIZE: Final = "num_frames"
 # The code of a well-typed number that is not the fixed one.
 FIXED_VALUE: Final = "fixed_value"
@@ -100,7 +100,7 @@ def _webhook(name: str, value: Any, errors: list[FieldError]) -> TaskWebhook | N
 
 
 def webhook_url(name: str, value: Any, errors: list[FieldError]) -> str | None:
-    """The address of a receiver at the field *name*, as it came; None where it is none."""
+    """The address of a receiver at the field *name*, as it came; None if it is not one."""
     if value is UNSET:
         errors.append(missing(name, "URL"))
     elif not isinstance(value, str):
@@ -151,7 +151,8 @@ FIELD_CHECKS: Final[Mapping[str, _Check]] = {
 
 
 def size_errors(values: Mapping[str, int | None], entry: ModelEntry) -> Iterator[FieldError]:
-    """More pixels in all frames than the model's memory is counted for. Nothing where a field is wrong by itself."""
+    """The error of a video whose frames together have more pixels than the model's memory is counted for. Nothing if a
+    field is wrong by itself."""
     limits = entry.constraints
     sides: list[int | None] = []
     for name in ("width", "height", "num_frames"):

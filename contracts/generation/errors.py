@@ -12,7 +12,7 @@ from msgspec import UNSET, Struct
 
 # How much of a caller's text an error repeats.
 SHOWN_CHARS_MAX: Final = 64
-# A body of many unknown fields is answered by the first of them and their number.
+# A body with many unknown fields is answered with the first of them and the number of the others.
 UNKNOWN_FIELDS_MAX: Final = 32
 
 
@@ -56,7 +56,7 @@ def unknown_fields(
     sent: Iterable[str], fields: Sequence[str], *, meant: Callable[[str], str | None] = lambda _: None
 ) -> Iterator[FieldError]:
     """The names in *sent* that are none of *fields*, in alphabetical order, and how many more there are beyond
-    UNKNOWN_FIELDS_MAX. *meant* is the field that somebody probably meant by a name."""
+    UNKNOWN_FIELDS_MAX. *meant* returns the field that a client probably meant by a name."""
     unknown = sorted(set(sent).difference(fields))
     if not unknown:
         return

@@ -69,8 +69,8 @@ class FormFields:
         self._add(name, form_value(text, is_text=name in TEXT_FIELDS))
 
     def add_image(self, name: str, content: bytes, declared: str) -> None:
-        """The part with the file `image`. One that is empty is a form in which no file was chosen. Raises
-        MalformedBody for a second one."""
+        """The part with the file `image`. An empty one means that no file was chosen in the form. Raises MalformedBody
+        for a second one."""
         if content:
             self._add(name, ImageFile(content, declared))
 
@@ -81,7 +81,8 @@ class FormFields:
 
 
 def no_text(name: str, error: UnicodeDecodeError, *, file: str) -> MalformedBody:
-    """The field *name*, which takes text, is none: perhaps a file, which is sent in the field *file*."""
+    """The error of the field *name*, which takes text and holds something else: perhaps a file, which belongs in the
+    field *file*."""
     return MalformedBody(
         f"the field {_named(name)} is not valid UTF-8 at byte {error.start}; a file is sent in the field {file!r}"
     )

@@ -1,7 +1,7 @@
 """The image of a request, in the forms in which it may come: as a file, as a data URI, by reference, by address. Pure.
 
-A file and a data URI hold the image. A reference and an address only say where it is: a request with one is accepted
-for everything else first, and complete when `with_image` has judged what was there.
+A file and a data URI hold the image. A reference and an address only say where it is. Such a request is checked in all
+other fields first, and is complete when `with_image` has judged the image that was found.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from contracts.urls import BadUrl, parse_url
 
 IMAGE_FORMS: Final = 'data URI, {"ref": …} or {"url": …}'
 _SOURCES: Final = ["ref", "url"]
-# What a sender declares who does not know: not compared with the file.
+# Declared by senders that do not know the type; not compared with the file.
 UNKNOWN_TYPES: Final = frozenset({"", "application/octet-stream", "binary/octet-stream"})
 
 
@@ -43,7 +43,7 @@ class ImageByAddress(Struct, frozen=True):
 
 
 ImageSource = ImageByReference | ImageByAddress
-"""Where an image is that did not come with its request."""
+"""Where to find an image that did not come with its request."""
 
 
 def judged(file: ImageFile, limits: ImageField) -> ImageReference:
@@ -68,7 +68,7 @@ def judged(file: ImageFile, limits: ImageField) -> ImageReference:
 
 
 def widest_limits(catalog: Catalog) -> ImageField | None:
-    """What some model takes, for an image whose model is not known yet; None where no model takes any."""
+    """The widest limits of all models, for an image whose model is not known yet; None if no model takes images."""
     every = [entry.constraints.image for entry in catalog.models.values()]
     taking = [limits for limits in every if limits.presence != "unsupported"]
     if not taking:
@@ -85,7 +85,7 @@ def widest_limits(catalog: Catalog) -> ImageField | None:
 def image_of(
     name: str, value: Any, limits: ImageField, errors: list[FieldError]
 ) -> tuple[ImageReference, bytes] | ImageSource | None:
-    """The image in *value*, or where it is; None without one, and where *errors* says what is wrong."""
+    """The image in *value*, or where it is. None if there is none, or if it is wrong and *errors* says how."""
     if value is UNSET:
         if limits.presence == "required":
             message = "image: this model turns an image into a video; send one as a file, a data URI or a reference"
@@ -111,7 +111,7 @@ def image_of(
 
 
 def bad_image(error: BadImage, source: ImageSource | None = None) -> FieldError:
-    """What is wrong with the image of a request, which came with it, or was at *source*."""
+    """What is wrong with the image of a request, whether it came with the request or was found at *source*."""
     match source:
         case None:
             name = "image"
@@ -123,7 +123,8 @@ def bad_image(error: BadImage, source: ImageSource | None = None) -> FieldError:
 
 
 def no_such_image(ref: str) -> FieldError:
-    """No image of this caller has the reference *ref*, or not any more: it is the same for one of another caller."""
+    """The caller has no image with the reference *ref*, or no longer has it. The error is the same for a reference of
+    another caller."""
     message = "image/ref: no image of yours has this reference, or it has expired; POST /images gives one"
     return FieldError(pointer="/image/ref", code="image_not_found", message=message, got=shown(ref))
 

@@ -1,6 +1,7 @@
 """Labels of a request: a few short pairs, by which its caller finds its tasks again. Pure.
 
-They stand in the record, in answers, events and webhooks, and in no metric: a caller can make any number of them.
+They stand in the record, in answers, events and webhooks, but not in metrics, because a caller can make any number of
+them.
 """
 
 import re

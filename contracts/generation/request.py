@@ -1,7 +1,7 @@
 """Requests: from a JSON object to accepted parameters, or to every error at once in a fixed order.
 
-Pure. The order of the errors is: the fields of `GenerationRequest` as declared, then unknown fields by name.
-The product of width, height and frames is judged at the place of the last of them, if each by itself is right.
+Pure. The order of the errors is: the fields of `GenerationRequest` as declared, then unknown fields by name. The
+product of width, height and frames is judged after the last of them, if each of them is valid by itself.
 """
 
 import difflib
@@ -31,7 +31,7 @@ from contracts.settings import Catalog, ModelEntry
 from contracts.tasks import GenerationParameters, ImageReference, Priority, ReplacedParameter
 from contracts.webhooks import TaskWebhook
 
-# What people coming from other video APIs write, where spelling alone does not lead to the right field.
+# Names from other video APIs that are too unlike ours for a similar spelling to find the right field.
 SYNONYMS: Final[Mapping[str, str]] = {
     "num_inference_steps": "steps",
     "guidance_scale": "cfg",
@@ -77,14 +77,14 @@ FIELDS: Final = GenerationRequest.__struct_fields__
 
 
 class AcceptedRequest(Struct, frozen=True, kw_only=True):
-    """A request that passed every check; the seed is None where the caller left it to us.
+    """A request that passed every check; the seed is None if the caller named none.
 
-    *fingerprint* is equal for equal requests: it decides whether an Idempotency-Key is used again for the same thing.
-    *replaced* lists the fixed values that stand in the place of others, in the order of the fields. *priority* is None
-    where the request names no class; it says when the task runs and not what it makes, and is not in the fingerprint.
-    *webhook*, *labels* and *keep_s* are in it: whoever repeats a request with others means another request.
+    *fingerprint* is equal for equal requests: it decides whether an Idempotency-Key is used again for the same request.
+    *replaced* lists the fixed values that replaced others, in the order of the fields. *priority* is None if the
+    request names no class. It decides when the task runs and not what it makes, so it is not in the fingerprint.
+    *webhook*, *labels* and *keep_s* are in it: a request with other ones is another request.
 
-    Where *image_source* is not None, the image did not come with the request: `with_image` completes it. The
+    If *image_source* is not None, the image did not come with the request, and `with_image` completes it. The
     fingerprint has that source and not the image, so that a request can be repeated when its image is gone.
     """
 
@@ -132,13 +132,13 @@ class AcceptedRequest(Struct, frozen=True, kw_only=True):
 def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
     """The request in *body*, complete and within the constraints of its model (FR-004..007, SC-002).
 
-    Raises InvalidRequest with every error. An alias is resolved before any other check. Where the model's enforcement
-    is `report`, a number other than the fixed one is no error: the fixed one is used, and `replaced` says so. What is
-    no number of the field's type is an error there too.
+    Raises InvalidRequest with every error. An alias is resolved before any other check. If the model's enforcement is
+    `report`, a number other than the fixed one is no error: the fixed one is used, and `replaced` lists it. A value of
+    another type is an error there too.
 
-    The fingerprint is that of the request as accepted, so a default that is spelled out makes no other request; but
-    what was replaced counts as it was sent. So a valid body has one fingerprint whatever the enforcement, and bodies
-    that ask for different values never share one.
+    The fingerprint covers the request as accepted, so a default that is spelled out does not change it; but a replaced
+    value counts as it was sent. So a valid body has one fingerprint whatever the enforcement, and bodies that ask for
+    different values never share one.
     """
     errors: list[FieldError] = []
     entry = _model(body, catalog, errors)
@@ -196,7 +196,8 @@ def validate(body: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
 
 
 def with_image(request: AcceptedRequest, file: ImageFile, catalog: Catalog) -> AcceptedRequest:
-    """*request* with *file*, which was where its image is. Raises InvalidRequest."""
+    """*request* completed with *file*, which was found where the request says that its image is. Raises
+    InvalidRequest."""
     try:
         image = judged(file, catalog.models[request.model].constraints.image)
     except BadImage as error:
@@ -205,15 +206,14 @@ def with_image(request: AcceptedRequest, file: ImageFile, catalog: Catalog) -> A
 
 
 def _same_for_equal(value: Any) -> str:
-    """The same text for 2 and 2.0; exact, however large (what `_shown` repeats of a number is not)."""
+    """The same text for 2 and 2.0; exact, however large (unlike what `shown` repeats of a number)."""
     return repr(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> list[FieldError]:
-    """What is wrong with *parameters* of a queued task, by the limits of its model; nothing with those that `validate`
-    made.
+    """What is wrong with *parameters* of a queued task, by the limits of its model; nothing if `validate` made them.
 
-    A worker asks before it runs a task, because whoever can write to the queue can write any number.
+    A worker checks before it runs a task, because a client that may write to the queue can write any number.
     """
     errors: list[FieldError] = []
     values: dict[str, Any] = {}
@@ -223,7 +223,7 @@ def parameter_errors(parameters: GenerationParameters, entry: ModelEntry) -> lis
             values[name] = FIELD_CHECKS[name](name, getattr(parameters, name), limits, errors)
         if name == LAST_OF_SIZE:
             errors.extend(size_errors(values, entry))
-    if not 0 <= parameters.seed < SEED_SPAN:  # one that was derived may lie beyond the limits of one that is asked for
+    if not 0 <= parameters.seed < SEED_SPAN:  # a derived seed may lie beyond the limits of a requested one
         errors.append(refused("seed", "out_of_range", {"minimum": 0, "maximum": SEED_SPAN - 1}, parameters.seed))
     image = parameters.image
     if image is None:

@@ -1,1 +1,1 @@
-"""Images that requests name and do not carry: uploads, and what is fetched."""
+"""Images that requests name and do not carry: uploads, and images that the gateway fetches."""

@@ -1,6 +1,6 @@
 """Fetches the image that a request names by its address. The guards are those of `gateway.outbound`.
 
-What is too large, or no image, is refused while it streams. An answer ends within FETCH_S, whatever its host does.
+A file that is too large, or no image, is refused while it streams. A fetch ends within FETCH_S, whatever the host does.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ log = structlog.get_logger("images")
 
 
 class NotFetched(Exception):
-    """The image cannot be had from there. *code* is for programs; the text says why, and what to do."""
+    """The image cannot be fetched from its address. *code* is for programs; the text says why, and what to do."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
@@ -40,7 +40,7 @@ class NotFetched(Exception):
 
 
 class TooManyFetches(Exception):
-    """As many images as may be are being fetched now."""
+    """The gateway, or the caller, has as many fetches running as may be."""
 
 
 class ImageFetcher:
@@ -54,7 +54,8 @@ class ImageFetcher:
         trusted: ssl.SSLContext | None = None,
         fetch_s: float = FETCH_S,
     ) -> None:
-        """*resolve* is the system's resolver unless another is given; *trusted* is whose certificates count."""
+        """*resolve* is the system's resolver unless another is given; *trusted* holds the certificate authorities to
+        trust."""
         self._hosts = hosts
         self._outbound = Outbound(hosts.networks, option=OPTION, timeout_s=fetch_s, resolve=resolve, trusted=trusted)
         self._fetch_s = fetch_s
@@ -65,10 +66,10 @@ class ImageFetcher:
         await self._outbound.close()
 
     async def fetch(self, address: str, *, caller: str, limits: ImageField) -> ImageFile:
-        """The file at *address*, a URL as `parse_url` takes it: no larger than *limits* allow, and by its first bytes
-        an image of a type that they name.
+        """The file at *address*, a URL as `parse_url` takes it. The file is no larger than *limits* allow, and its
+        first bytes are those of an image.
 
-        Raises NotFetched, and TooManyFetches where *caller*, or all callers together, have no place.
+        Raises NotFetched, and TooManyFetches if *caller*, or all callers together, have no free place.
         """
         url = parse_url(address)
         why = self._hosts.objection(url)
@@ -78,7 +79,7 @@ class ImageFetcher:
             with self._place(caller):
                 file = await self._in_time(url, limits)
         except NotFetched as error:
-            # the host alone: paths and queries of addresses hold keys
+            # the host alone: paths and queries of addresses may hold keys
             log.info("image_not_fetched", host=url.host, caller=caller, code=error.code, error=str(error))
             raise
         log.info("image_fetched", host=url.host, caller=caller, bytes=len(file.content))
@@ -116,12 +117,12 @@ class ImageFetcher:
 
 
 async def read_image(answer: httpx.Response, limits: ImageField) -> ImageFile:
-    """The image in *answer*, of which no more is read than *limits* allow. Raises NotFetched.
+    """The image in *answer*. No more of the answer is read than *limits* allow. Raises NotFetched.
 
     1. Anything but a 200 is no image; a redirect is not followed.
-    2. It is sent as it is, since what is compressed may be far larger than what comes.
-    3. What it is declared as, and how long, is believed where that refuses it.
-    4. Its first bytes say what it is, and each chunk whether it is too large.
+    2. It must come without an encoding, since a compressed image may be far larger than what arrives.
+    3. Its declared type and length are believed only where they refuse it.
+    4. Its first bytes tell whether it is an image, and each chunk whether it is too large.
     """
     if answer.is_redirect:  # 1
         hint = "redirects are not followed; send the address that it leads to"

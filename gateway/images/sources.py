@@ -1,4 +1,4 @@
-"""Brings the image of a request that only names it: from the uploads of its caller, or from a host."""
+"""Gets the image of a request that only names it: from the uploads of its caller, or from a host."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -12,13 +12,14 @@ from gateway.images.uploads import Uploads
 
 
 class ImageSources:
-    """Completes requests before a task is made of them: so a task holds its image, and needs no source again."""
+    """Completes requests before a task is made of them, so that a task holds its image and needs no source again."""
 
     def __init__(self, *, uploads: Uploads, fetcher: ImageFetcher, catalog: Catalog) -> None:
         self._uploads, self._fetcher, self._catalog = uploads, fetcher, catalog
 
     async def complete(self, request: AcceptedRequest, caller: str) -> AcceptedRequest:
-        """*request* of *caller* with its image, judged by the limits of its model. One that has it comes back as it is.
+        """*request* of *caller* with its image, judged by the limits of its model. A request that has its image is
+        returned unchanged.
 
         Raises InvalidRequest where the image is not there or not within the limits; TooManyFetches, StorageFailed.
         """
@@ -37,5 +38,5 @@ class ImageSources:
                 except NotFetched as error:
                     wrong = FieldError(pointer="/image/url", code=error.code, message=f"image/url: {error}")
                     raise InvalidRequest([wrong]) from error
-        # its hash takes milliseconds
+        # in a thread: hashing the image takes milliseconds
         return await asyncio.to_thread(with_image, request, file, self._catalog)

@@ -1,7 +1,7 @@
 """Images that callers upload once and name in many requests, in the artifact store (ADR 0048).
 
-A task has its own copy of its image, from its first moment to its end. So an upload may go when it expires, or when its
-caller removes it, whatever uses it.
+A task has its own copy of its image, from its first moment to its end. So an upload may be removed when it expires, or
+by its caller, whatever uses it.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ from contracts.tasks import ImageReference
 from contracts.uploads import expiries, is_over, is_ref, moment, owner_and_ref, owner_of, ref_of, upload_path
 from ops.artifacts import Artifacts, StoredObject
 
-# About 2 GB of images of 8 MiB. Counted as of the janitor's last look, and what this gateway stored since.
+# About 2 GB of images of 8 MiB. The count is that of the janitor's last look, and of what this gateway stored since.
 IMAGES_PER_CALLER: Final = 200
 
 
 class TooManyImages(Exception):
-    """The caller has as many images as one may have."""
+    """The caller has as many images as a caller may have."""
 
 
 class Upload(Struct, frozen=True):
@@ -35,7 +35,8 @@ class Upload(Struct, frozen=True):
 
 
 class Uploads:
-    """The uploads of every caller, each its caller's own. All gateways of a system have to keep them equally long."""
+    """The uploads of every caller; no caller sees another's. All gateways of a system have to keep uploads equally
+    long."""
 
     def __init__(self, artifacts: Artifacts, *, keep_s: float) -> None:
         """An upload stays for *keep_s* at least."""
@@ -78,7 +79,7 @@ class Uploads:
         return None if found is None else found[0]
 
     async def remove(self, caller: str, ref: str, *, now: datetime) -> bool:
-        """Removes *caller*'s image *ref*; whether there was one. Raises StorageFailed."""
+        """Removes *caller*'s image *ref*. Returns whether there was one. Raises StorageFailed."""
         if not is_ref(ref):
             return False
         there = False
@@ -91,7 +92,7 @@ class Uploads:
         return there
 
     def expired(self, stored: Iterable[StoredObject], *, now: datetime) -> list[StoredObject]:
-        """Those of all *stored* objects that are uploads and have expired; the rest is counted anew."""
+        """Those of all *stored* objects that are uploads and have expired. The other uploads are counted anew."""
         refs: dict[str, set[str]] = {}
         over: list[StoredObject] = []
         for item in stored:

@@ -1,9 +1,10 @@
-"""Connects to an address that a caller named: resolve it once, judge every address, connect to one that was judged.
+"""Connects to an address that a caller named: resolves it once, judges every IP address, and connects to one that was
+judged.
 
-Whoever answers is hostile: slow, silent, endless, a redirect, or a name whose address changes between two looks. So no
-redirect is followed or even read, no cookie is kept, and no proxy of the environment is used. How long an answer may
-take, and how much of it is read, is the business of whoever asks. Webhooks and images that are fetched both go through
-here, and through nothing else.
+The other side is taken to be hostile: slow, silent, endless, a redirect, or a name whose address changes between two
+looks. So no redirect is followed or even read, no cookie is kept, and no proxy of the environment is used. The code
+that asks decides how long an answer may take, and how much of it is read. Webhooks and fetches of images both go
+through here, and through nothing else.
 """
 
 import asyncio
@@ -22,17 +23,17 @@ from contracts.urls import NamedUrl
 from gateway.rules.addresses import PLAIN, Address, Network, objection_to
 
 CONNECT_S: Final = 10.0
-# Names are resolved by the system, in threads, each for some seconds where no name server answers.
+# The system resolves names, in threads. A look-up takes some seconds if no name server answers.
 RESOLVERS: Final = 64
 
 Resolve = Callable[[str, int], Awaitable[Sequence[Address]]]
 """The addresses of a host. Raises OSError where it has none."""
-# What a connection, and an answer that is none, may raise.
+# What a connection may raise, and an answer that is not HTTP.
 UNREACHABLE: Final = (OSError, httpx.HTTPError, httpx.InvalidURL)
 
 
 class AddressRefused(Exception):
-    """Nobody connects there. The text says why, and what an operator can do."""
+    """The gateway does not connect there. The text says why, and what an operator can do."""
 
 
 class Outbound:
@@ -50,8 +51,9 @@ class Outbound:
         resolve: Resolve | None = None,
         trusted: ssl.SSLContext | None = None,
     ) -> None:
-        """*option* is by what an operator allows a network, for errors; *timeout_s* bounds each wait for the other
-        side. *resolve* is the system's resolver unless another is given; *trusted* is whose certificates count."""
+        """*option* is the option by which an operator allows a network, for errors; *timeout_s* bounds each wait for
+        the other side. *resolve* is the system's resolver unless another is given; *trusted* holds the certificate
+        authorities to trust."""
         self._allowed, self._option = allowed, option
         self._threads = ThreadPoolExecutor(RESOLVERS, thread_name_prefix="outbound-names")
         self._resolve = resolve or self._by_the_system
@@ -61,11 +63,11 @@ class Outbound:
 
     @cached_property
     def _transport(self) -> httpx.AsyncHTTPTransport:
-        """Without a client around it, which would keep cookies by the address, for all names at it, and read where a
-        redirect leads."""
-        # made when it is needed: to read the authorities is a part of a gateway's start
+        """A bare transport. A client around it would keep cookies by the address, for all names at it, and would read
+        where a redirect leads."""
+        # made when it is needed: reading the certificate authorities would slow a gateway's start
         self._is_used = True
-        # a connection for each request: one that is kept would be taken for another name at the same address
+        # a connection for each request: a kept one would be used for another name at the same address
         return httpx.AsyncHTTPTransport(
             verify=self._trusted or httpx.create_ssl_context(),
             trust_env=False,
@@ -87,8 +89,8 @@ class Outbound:
         return addresses
 
     def objection_at_once(self, url: NamedUrl) -> str | None:
-        """Why `judged` will refuse *url*, as far as it can be known without asking anybody: of an address that is no
-        name, and of plain http where the operator allowed nothing."""
+        """Why `judged` will refuse *url*, as far as that is known without a look-up: for an IP address, and for plain
+        http if the operator allowed nothing."""
         literal = url.literal
         if literal is not None:
             return objection_to([literal], self._allowed, is_plain=url.scheme == "http", option=self._option)
@@ -98,8 +100,8 @@ class Outbound:
     async def answer(
         self, method: str, url: NamedUrl, addresses: Sequence[Address], headers: Mapping[str, str], content: bytes = b""
     ) -> AsyncIterator[httpx.Response]:
-        """The head of the answer from the first of *addresses*, as `judged` gave them, that can be reached; its body is
-        read by whoever wants it.
+        """The head of the answer from the first of *addresses*, as `judged` gave them, that can be reached. The code in
+        the block may read the body.
 
         Raises AddressRefused, and what is in UNREACHABLE.
         """
@@ -108,7 +110,7 @@ class Outbound:
         try:
             yield response
         finally:
-            await response.aclose()  # whatever else it has to say
+            await response.aclose()  # the rest of the body is not read
 
     async def _first(
         self, method: str, url: NamedUrl, addresses: Sequence[Address], headers: Mapping[str, str], content: bytes
@@ -148,5 +150,5 @@ class Outbound:
 
 
 def words_of(error: Exception) -> str:
-    """What went wrong, for whoever named the address."""
+    """What went wrong, in words for the caller who named the address."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,1 +1,1 @@
-"""`warmlane replay`: a recorded day, by another policy."""
+"""`warmlane replay`: a recorded day under another policy."""

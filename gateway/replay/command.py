@@ -1,4 +1,4 @@
-"""`warmlane replay`: a recorded day by another policy, beside what really happened."""
+"""`warmlane replay`: a recorded day under another policy, beside what really happened."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -88,10 +88,10 @@ def command(
     settings: Path | None,
     nats: NatsAccess,
 ) -> None:
-    """Serve the requests of a recorded day again, in a simulation, by another policy.
+    """Serve the requests of a recorded day again, in a simulation, under another policy.
 
-    Routing and the order of the degraded queue are the product's own functions; each request takes what it took then.
-    Prints what would have been served, swapped and refused beside what was. Nothing is changed anywhere.
+    Routing and the order of the degraded queue are the product's own functions; each request takes as long as it took
+    then. Prints what would have been served, swapped and refused beside what really was. Changes nothing anywhere.
     """
     try:
         known = load_settings(settings)
@@ -118,8 +118,8 @@ def command(
 
 
 def terms_of(day: RecordedDay, known: InferenceSettings, *, wait_s: float | None) -> ReplayTerms:
-    """The terms of *day* as it was; a queue in which nobody waited then has the wait of the settings. *wait_s* replaces
-    both."""
+    """The terms of *day* as it was; a queue in which no request waited then gets the wait of the settings. *wait_s*
+    replaces both."""
     windows = known.windows if wait_s is None else changed(known.windows, wait_limit_s=wait_s)
     lane_s, degraded_s = (day.lane_wait_s, day.degraded_wait_s) if wait_s is None else (None, None)
     return ReplayTerms(

@@ -1,4 +1,5 @@
-"""A recorded day, out of the records of its tasks: what came, what it took, and what became of it. Pure."""
+"""A recorded day, from the records of its tasks: the requests that came, how long each took, and what became of it.
+Pure."""
 
 import math
 import statistics
@@ -33,7 +34,7 @@ class Fate(Struct, frozen=True, kw_only=True):
 
 
 class DayMeasured(Struct, frozen=True, kw_only=True):
-    """What the day's runs and swaps took: the mean of each model, on the degraded worker and on lanes."""
+    """How long the day's runs and swaps took: the mean of each model, on the degraded worker and on lanes."""
 
     degraded: Costs
     lane_run_s: Mapping[str, float]
@@ -42,10 +43,10 @@ class DayMeasured(Struct, frozen=True, kw_only=True):
 class RecordedDay(Struct, frozen=True, kw_only=True):
     """The requests of a day in order of arrival, and the *fates* that they met, one for each.
 
-    *unended* have not ended yet and *unqueued* never waited, so neither is among them. *lanes* is the most lanes of a
-    model that routing saw ready at once. The waits are the longest that a queue allowed; None where none waited there.
-    *orders* are the orders that the degraded worker served by. *full_s* is for how long its queue was full: what it
-    refused then has no record.
+    *unended* counts tasks that have not ended yet, *unqueued* those that never waited; neither are among the requests.
+    *lanes* is the most lanes of a model that routing saw ready at once. The waits are the longest that a queue allowed;
+    None if no task waited there. *orders* are the orders by which the degraded worker served. *full_s* is how long its
+    queue was full: requests that it refused then have no record.
     """
 
     begun_at: datetime
@@ -92,8 +93,9 @@ def recorded_day(records: Iterable[GenerationTask]) -> RecordedDay:
 
 
 def arrivals(day: RecordedDay, *, lanes: Mapping[str, int] | None) -> list[Arrival]:
-    """The requests of *day*, each sent where `route` sends it: with the lanes that its own decision saw, or with so
-    many warm ones where *lanes* gives them. Each takes what it took then; one that was not served takes the mean."""
+    """The requests of *day*, each sent where `route` sends it: with the lanes that its own decision saw, or with as
+    many warm ones as *lanes* gives. Each takes as long as it took then; a request that was not served takes the
+    mean."""
     took_s = runs_s(day.tasks)
     return [
         Arrival(
@@ -126,15 +128,16 @@ def measured(tasks: Sequence[GenerationTask]) -> DayMeasured:
 
 
 def swap_s(task: GenerationTask) -> float:
-    """What the swap before *task* took; 0 where there was none."""
+    """How long the swap before *task* took; 0 if there was none."""
     swap = task.swap
     return 0.0 if swap is None else swap.release_s + swap.verify_s + swap.load_s
 
 
 def runs_s(tasks: Sequence[GenerationTask]) -> dict[str, float]:
-    """For how long each task that was served kept its worker, without the swap, by its id.
+    """By its id, how long each task that was served kept its worker, without the swap.
 
-    Where the next one waited already, that is until the worker took it: what lies between is part of the work too.
+    If the next task waited already, that is until the worker took the next task: the time between the two is part of
+    the work.
     """
     by_worker: dict[str, list[GenerationTask]] = {}
     for task in tasks:
@@ -236,7 +239,7 @@ def _wait_of(tasks: Iterable[GenerationTask], route: Literal["lane", "degraded"]
 
 
 def _full_s(tasks: Iterable[GenerationTask]) -> float:
-    """For how long all places of the degraded queue were taken."""
+    """How long all places of the degraded queue were taken."""
     steps: list[tuple[datetime, int]] = []
     for task in tasks:
         left_at = task.claimed_at or task.finished_at

@@ -14,14 +14,15 @@ from ops.nats.link import NatsLink
 
 
 class Records(Struct, frozen=True):
-    """The newest record of each task; *unreadable* ones are counted alone."""
+    """The newest record of each task; records that cannot be read are only counted (*unreadable*)."""
 
     tasks: list[GenerationTask]
     unreadable: int
 
 
 async def records_of_server(nats: NatsAccess) -> Records:
-    """Those of the bucket now. Raises TransportUnavailable, UnusableServer, NotFoundError without such a bucket."""
+    """The records in the bucket now. Raises TransportUnavailable, UnusableServer, NotFoundError without such a
+    bucket."""
     link = await NatsLink.connect(nats, name="replay")
     try:
         return await _read(link)
@@ -30,7 +31,7 @@ async def records_of_server(nats: NatsAccess) -> Records:
 
 
 async def records_of_backup(folder: Path) -> Records:
-    """Those that `warmlane backup` saved in *folder*. Raises what `opened` raises."""
+    """The records that `warmlane backup` saved in *folder*. Raises what `opened` raises."""
     async with opened(folder) as link:
         return await _read(link)
 

@@ -1,4 +1,4 @@
-"""A recorded day by another policy: the functions of routing and order, run over its requests. Pure."""
+"""A recorded day under another policy: the functions of routing and order, run over its requests. Pure."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from ops.simulation import Arrival, Outcome, SimulatedLanes, by_policy, simulate
 
 class ReplayTerms(Struct, frozen=True, kw_only=True):
     """How the day is served again. *lanes* gives the number of warm lanes for each model; None: as routing saw them
-    then. *policy* orders the degraded queue, *lane_policy* what waits for lanes (ADR 0042). Waits are in seconds."""
+    then. *policy* orders the degraded queue, *lane_policy* the queues of lanes (ADR 0042). Waits are in seconds."""
 
     policy: Policy
     lane_policy: Policy = Policy()
@@ -25,8 +25,8 @@ class ReplayTerms(Struct, frozen=True, kw_only=True):
 
 
 class DayAccount(Struct, frozen=True, kw_only=True):
-    """What became of some requests. The waits, in seconds, are those of the served, from arrival to start; None where
-    none was served. *swaps* are those of the degraded worker."""
+    """What became of some requests. The waits, in seconds, are those of the requests that were served, from arrival to
+    start; None if none was served. *swaps* are those of the degraded worker."""
 
     requests: int
     served: int
@@ -48,7 +48,7 @@ class DayAccounts(Struct, frozen=True, kw_only=True):
 
 
 def replay(day: RecordedDay, terms: ReplayTerms) -> list[Fate]:
-    """What becomes of the requests of *day* by *terms*, in no order."""
+    """What becomes of the requests of *day* under *terms*, in no particular order."""
     outcome = simulate(
         arrivals(day, lanes=terms.lanes),
         order=by_policy(terms.policy),
@@ -119,7 +119,7 @@ def _each(found: Sequence[Fate], name_of: Callable[[Fate], str]) -> dict[str, Da
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float | None:
-    """The least of *ordered* that is not exceeded by *percent* of them (nearest rank)."""
+    """The least of *ordered* that *percent* of them, or more, do not exceed (nearest rank)."""
     if not ordered:
         return None
     return round(ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)], 3)

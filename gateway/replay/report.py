@@ -54,7 +54,7 @@ def policy_words(policy: Policy) -> str:
 
 
 def lines(day: RecordedDay, terms: ReplayTerms, unreadable: int) -> Iterator[str]:
-    """What the table stands on."""
+    """What the table is based on, line by line."""
     yield f"{len(day.tasks)} requests, {day.begun_at:%Y-%m-%d %H:%M:%S} to {day.ended_at:%Y-%m-%d %H:%M:%S} UTC"
     yield f"then:     {', '.join(day.orders) or 'no task was started by an order'}; lanes {_lanes(day.lanes)}"
     lanes = day.lanes if terms.lanes is None else terms.lanes
@@ -95,7 +95,7 @@ def _lanes(lanes: Mapping[str, int]) -> str:
 def as_json(
     day: RecordedDay, terms: ReplayTerms, happened: DayAccounts, replayed: DayAccounts, *, unreadable: int
 ) -> dict[str, Any]:
-    """Everything that the table shows and stands on, for programs."""
+    """Everything that the table shows and is based on, for programs."""
     found: dict[str, Any] = {
         "begun_at": day.begun_at.isoformat(),
         "ended_at": day.ended_at.isoformat(),

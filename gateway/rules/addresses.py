@@ -1,8 +1,8 @@
-"""To which IP addresses a gateway connects for its callers: not into the network that it stands in. Pure.
+"""Which IP addresses a gateway connects to for its callers: none inside its own network. Pure.
 
-A caller chooses the address, of a webhook or of an image (server-side request forgery). What is not on the public
-internet is refused, unless the operator allowed it; what hands out credentials of a cloud machine is refused in any
-case.
+A caller chooses the address of a webhook or of an image (server-side request forgery). An address that is not on the
+public internet is refused, unless the operator allowed it. An address that hands out credentials of a cloud machine is
+always refused.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,8 +12,8 @@ from typing import Final
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-# The registries of special-purpose addresses of IANA, and what is left of classes that are no single hosts. Python's
-# own `is_global` is asked as well, and knows not all of these in every version.
+# IANA's registries of special-purpose addresses, and ranges beside them that are no single hosts. Python's own
+# `is_global` is asked as well, but some versions of it do not know all of these.
 REFUSED: Final[tuple[Network, ...]] = tuple(
     ip_network(text)
     for text in (
@@ -35,18 +35,19 @@ _LOOPBACK_6: Final = IPv6Network("::1/128")
 
 
 def allowing(networks: Iterable[Network]) -> tuple[Network, ...]:
-    """What an operator allows by *networks*: with all of 127.0.0.0/8 the loopback of IPv6 too, since `localhost` is
-    both."""
+    """The networks that an operator allows by *networks*: all of 127.0.0.0/8 includes the loopback of IPv6, since
+    `localhost` is both."""
     named = tuple(networks)
     return (*named, _LOOPBACK_6) if _LOOPBACK in named else named
 
 
 def objection(address: Address, allowed: Sequence[Network], *, option: str) -> str | None:
-    """Why nobody may connect to *address*; None where one may. *option* is by what an operator allows a network.
+    """Why the gateway may not connect to *address*; None if it may. *option* is the option by which an operator allows
+    a network.
 
-    1. An address of IPv4 inside one of IPv6 is judged as neither: it is refused.
+    1. An IPv6 address that has an IPv4 address inside, or the scope of one link, is refused.
     2. An address that hands out credentials is refused, whatever is allowed.
-    3. What the operator allowed may be connected to.
+    3. The gateway may connect to what the operator allowed.
     4. What is not on the public internet is refused.
     """
     if isinstance(address, IPv6Address) and (address.ipv4_mapped is not None or address.scope_id is not None):  # 1
@@ -66,16 +67,16 @@ def objection(address: Address, allowed: Sequence[Network], *, option: str) -> s
 
 
 def is_allowed(address: Address, allowed: Sequence[Network]) -> bool:
-    """Whether the operator allowed *address* by name of its network; there plain HTTP is allowed as well."""
+    """Whether the operator allowed the network of *address*; plain HTTP is allowed there as well."""
     return any(address in network for network in allowed)
 
 
 def objection_to(
     addresses: Sequence[Address], allowed: Sequence[Network], *, is_plain: bool, option: str
 ) -> str | None:
-    """Why nobody may connect to a host that has these *addresses*; *is_plain*: it would be without TLS.
+    """Why the gateway may not connect to a host that has these *addresses*; *is_plain*: it would be without TLS.
 
-    Every address counts, and not the first one alone: which of them is used is chance.
+    Every address counts, and not only the first: which of them is used is chance.
     """
     if not addresses:
         return "its name leads to no address"

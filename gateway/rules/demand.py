@@ -1,7 +1,7 @@
 """How many tasks want a lane of a model, and how many lanes that makes. Pure: no clock, no I/O, no logging.
 
-The records decide, and every gateway follows all of them. So each gateway says the same, also of requests that another
-one holds, and after it was restarted.
+The records decide, and every gateway follows all of them. So each gateway reports the same number, also for requests
+that another one holds, and after a restart.
 """
 
 import math
@@ -33,7 +33,7 @@ def _wants_lane(task: GenerationTask, now: datetime) -> bool:
 
 
 def wanted_lanes(tasks: int, *, tasks_per_lane: float, least: int, most: int) -> int:
-    """How many lanes *tasks* ask for when each is to have *tasks_per_lane* of them: between *least* and *most*.
+    """How many lanes *tasks* need if each is to have *tasks_per_lane* of them: between *least* and *most*.
 
     It is what KEDA and the autoscaler of Kubernetes derive from the demand and a target value of *tasks_per_lane*.
     ValueError unless 0 < tasks_per_lane and 0 <= least <= most.

@@ -9,10 +9,10 @@ from contracts.tasks import GenerationTask, Priority, TaskStatus
 def may_be_displaced(task: GenerationTask, arrival: Priority) -> bool:
     """Whether a request of the class *arrival* may take the place of *task*.
 
-    1. It waits on the degraded queue. One that a worker has claimed never loses its place, nor one that has ended.
+    1. It waits on the degraded queue. A task that a worker has claimed, or that has ended, never loses its place.
     2. Its class is lower than that of the arrival.
-    3. It came to this queue first, and was moved there by nobody. What a lane did not take in time has waited for as
-       long once already, and what a worker lost has run.
+    3. It came to this queue at first, and was not moved there. A task that no lane took in time has waited as long once
+       already, and a task whose worker was lost has run.
     """
     if task.status is not TaskStatus.PENDING or task.route != "degraded":  # 1
         return False
@@ -24,8 +24,8 @@ def displaced(
 ) -> GenerationTask | None:
     """Which of those *waiting* gives up its place to a request of the class *arrival*; None where none does.
 
-    Of those that may be displaced the one of the lowest class, and of these the newest: it has waited for the least.
-    Those in *passed*, by their ids, were asked before and are not asked again.
+    It is the newest task of the lowest class that may be displaced, since it has waited the least. Tasks whose ids are
+    in *passed* were asked before and are not asked again.
     """
     able = (task for task in waiting if may_be_displaced(task, arrival) and task.id not in passed)
     return max(able, key=lambda task: (task.priority.rank, task.queued_at, task.id), default=None)

@@ -1,4 +1,4 @@
-"""What to do with a task that somebody looks at, and when to look (design §4, Deadlines). Pure.
+"""What a gateway does with a task that it looks at, and when it looks (design §4, Deadlines). Pure.
 
 A deadline that has come is an invitation to look, never an order: the record decides.
 """
@@ -11,7 +11,7 @@ from msgspec import Struct
 from contracts.settings import Windows
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus
 
-# Whoever moved a record to another queue has published its message by then, or has died in between.
+# A gateway that moved a record to another queue has published its message by then, or has died in between.
 PLACED_WITHIN_S: Final = 2.0
 
 
@@ -27,7 +27,7 @@ class Fail(Struct, frozen=True):
 
 
 class Requeue(Struct, frozen=True):
-    """The owner is gone, lost or by order, and attempts are left: back to the queue at the next epoch."""
+    """The owner was lost or asked to stop, and attempts are left: back to the queue at the next epoch."""
 
 
 class Reroute(Struct, frozen=True):
@@ -48,7 +48,7 @@ DueAction = Leave | Fail | Requeue | Reroute | Republish | LookAgain
 
 
 def look_at(task: GenerationTask, *, is_placed: bool) -> datetime | None:
-    """When somebody has to look at *task*; None once it has ended.
+    """When a gateway has to look at *task*; None once it has ended.
 
     *is_placed*: this gateway has sent the message of this placement itself. Of the first placement (epoch 0) the
     message is always there: it is sent before the record is made.
@@ -71,15 +71,15 @@ def due_action(
     attempts: int,
     now: datetime,
 ) -> DueAction:
-    """The table. *unbroken_s* is for how long this gateway's connection has stood; *is_placed* as in `look_at`.
+    """The table. *unbroken_s* is how long this gateway's connection has stood; *is_placed* as in `look_at`.
 
-    1. No record: Leave. Its message makes one when a worker claims it, or expires; nobody was given its id.
+    1. No record: Leave. The message expires, or a worker that claims it makes the record; no client was given its id.
     2. Ended: Leave.
     3. Pending and overdue: on a lane Reroute (ADR 0007), on the degraded queue Fail(queue_overloaded).
     4. Pending, not overdue: Republish where it was moved here and its message may be missing (`look_at`), else Leave.
     5. Processing, lease live: Leave.
     6. Processing, lease over, but this gateway was cut off lately (so the owner may have been too): LookAgain later.
-    7. Processing, lease over, attempts left, of which those that were handed back are none: Requeue.
+    7. Processing, lease over, attempts left (claims that were handed back do not count): Requeue.
     8. Processing, lease over, none left: Fail(worker_lost).
     """
     if task is None or task.status.is_terminal:  # 1, 2

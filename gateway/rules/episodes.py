@@ -12,11 +12,12 @@ from contracts.lanes import FallbackCause, FallbackEpisode
 EPISODES_MAX: Final = 64
 # Two gateways see a lane come back a moment apart, by clocks that are up to 0.25 s off the server's.
 SAME_MOMENT_S: Final = 0.5
-# The next episode is written this long after one ended, so that every gateway has added its last counts to that.
+# The next episode is written this long after one ended, so that every gateway has added its last counts to the one that
+# ended.
 SETTLE_S: Final = 2.5
 # While an episode lasts, some gateway writes it again this often.
 VOUCH_S: Final = 60.0
-# An episode that no gateway has written for this long ended with the last write: no gateway was there since.
+# An episode that no gateway has written for this long ended with the last write: no gateway has run since.
 FORGOTTEN_S: Final = 180.0
 
 
@@ -45,17 +46,18 @@ def advance(
     now: datetime,
     vouched_at: datetime | None = None,
 ) -> tuple[FallbackEpisode | None, tuple[Sent, ...]]:
-    """The next value that *gateway* writes over *episode*, or None when there is nothing to write now, and what is then
+    """The next value that *gateway* writes over *episode*, or None if there is nothing to write now; and what is then
     left of *sent*. *cause* is why a request would be sent to the degraded worker now; None if it would not be.
-    *vouched_at* is when *episode* was written last, by any gateway.
+    *vouched_at* is when any gateway last wrote *episode*.
 
     1. A request went there for the cause of *episode*, while it lasted or about when it ended: counted on it.
     2. A request went there for another cause, after *episode* began: it ended then.
-    3. It came later than that to be counted on the episode before: counted on the one that lasts.
+    3. A request went there for another cause, about when *episode* began or before: it is too late to count it on the
+       one before, so it is counted on *episode*.
     4. *episode* ended a while ago, or there was none: the next one begins with the first request.
     5. No request is left to count, and routing changed its mind: *episode* ends now.
-    6. No gateway has vouched for *episode* for FORGOTTEN_S: it ended with the last of them, whatever routing says now.
-    7. It goes on, and nobody has vouched for it for VOUCH_S: it is written again as it is.
+    6. No gateway has vouched for *episode* for FORGOTTEN_S: it ended with the last write, whatever routing says now.
+    7. It goes on, and no gateway has vouched for it for VOUCH_S: it is written again as it is.
     """
     lasts = episode is not None and episode.until is None
     silent_s = 0.0 if vouched_at is None else (now - vouched_at).total_seconds()
@@ -96,7 +98,7 @@ def is_same(one: FallbackEpisode, other: FallbackEpisode) -> bool:
 
 
 def with_newer(episodes: Sequence[FallbackEpisode], newer: FallbackEpisode) -> list[FallbackEpisode]:
-    """*episodes*, the oldest first, with *newer* at the end, or in the place of what it was before."""
+    """*episodes*, the oldest first, with *newer* at the end, or in the place of its earlier version."""
     before = episodes[:-1] if episodes and is_same(episodes[-1], newer) else episodes
     return [*before, newer][-EPISODES_MAX:]
 

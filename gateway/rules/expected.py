@@ -8,14 +8,14 @@ from msgspec import Struct
 
 from contracts.order import Costs, Forecast, OrderState, Waiting, forecast
 
-# Between these shares of what was measured, runs and swaps are taken to be. A refusal that may be wrong is worse than a
-# wait in vain, so the margins are wide.
+# Runs and swaps are taken to last between these shares of their measured times. A refusal that may be wrong is worse
+# than a wait in vain, so the margins are wide.
 FAST: Final = 0.7
 SLOW: Final = 1.6
 
 
 class Running(Struct, frozen=True):
-    """What the card is busy with: since when, and until when by what was measured. Of the model *model*."""
+    """The run of *model* that the card is busy with: since when, and until when by the measured times."""
 
     model: str
     since_s: float
@@ -27,11 +27,11 @@ def is_hopeless(
 ) -> bool:
     """Whether *new*, which comes at *now_s* behind those *waiting*, will almost certainly not start in time.
 
-    1. Only where a run was measured of every model that waits, runs or is asked for. Nothing else is certain.
-    2. Of those that wait, only they count who will start in time even if every run and swap is SLOW, what runs now
-       among them. Whoever else expires or not by a hair may make room.
-    3. If those start, every run and swap is FAST, and nobody else comes, it would not start before its deadline: not
-       even if any one of them went away.
+    1. False, unless a run was measured of every model that waits, runs or is asked for.
+    2. Of those that wait, only those count that will start in time even if every run and swap is SLOW, the current run
+       included. Any other may expire and make room.
+    3. If those start, every run and swap is FAST, and no other task comes, *new* would still not start before its
+       deadline; nor would it if any one of them went away.
     """
     models = {new.model, *(task.model for task in waiting), *([] if running is None else [running.model])}
     if not models <= state.run_s.keys():  # 1

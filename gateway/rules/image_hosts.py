@@ -1,4 +1,4 @@
-"""From which hosts a gateway fetches images: from those alone that its operator named. Pure."""
+"""Which hosts a gateway fetches images from: only those that its operator named. Pure."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -17,8 +17,8 @@ ANY: Final = "*"
 
 
 class ImageHosts(Struct, frozen=True):
-    """*names*: hosts, `*.example.com` for those below one, or `*` for all; small letters. *networks*: there images may
-    come from an address, from a host that is not on the public internet, and by plain http."""
+    """*names* are hosts in lower case, `*.example.com` for those below one, or `*` for all. From *networks* images may
+    come by IP address, from a host that is not on the public internet, and by plain http."""
 
     names: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
@@ -31,12 +31,11 @@ class ImageHosts(Struct, frozen=True):
         return cls(names, allowing(each for each in every if not isinstance(each, str)))
 
     def objection(self, url: NamedUrl) -> str | None:
-        """Why no image is fetched from the host of *url*; None where its name, or the address in its place, may be one.
+        """Why no image is fetched from the host of *url*; None if its name, or the address in its place, is allowed.
 
         1. Nothing is fetched where no operator allowed anything.
         2. An address in the place of a name has to be in a network that was allowed.
-        3. A name has to be allowed, by itself or by a pattern. What addresses it may have is judged when it is looked
-           up.
+        3. A name has to be allowed, by itself or by a pattern. Its addresses are judged when it is looked up.
         """
         if not self.names and not self.networks:  # 1
             return NONE_ALLOWED

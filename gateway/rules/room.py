@@ -6,7 +6,8 @@ from contracts.topology import DEGRADED
 
 
 def has_room(streams: Sequence[str], free: Mapping[str, int]) -> bool:
-    """Whether each of the requests, which routing sends to *streams*, finds a place, where so many are *free*.
+    """Whether each of the requests, which routing sends to *streams*, finds a place; *free* is how many each stream
+    has.
 
     1. A request for a lane takes a place of its lane's queue.
     2. Where that has none left, it goes to the degraded queue, as a single request does.

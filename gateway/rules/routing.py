@@ -65,8 +65,8 @@ def route(
 
     1. The operator forced it: ToDegraded(manual).
     2. Some lane is warm or busy, and was healthy within *health_timeout_s* (FR-021 b): ToLane, unless *lanes_passed*.
-    3. None is, and the provider denied a lane for its quota, or has it leave for that (FR-021 a), as was said within
-       *health_timeout_s*: ToDegraded(quota).
+    3. None is, and a lane reported within *health_timeout_s* that the provider denied it for its quota, or has it leave
+       for that (FR-021 a): ToDegraded(quota).
     4. Otherwise: ToDegraded(capacity).
     """
     if forced_degraded:  # 1
@@ -80,12 +80,12 @@ def route(
 
 
 def is_ready(report: LaneReport, *, health_timeout_s: float, now: datetime) -> bool:
-    """Whether the lane of *report* takes requests: warm or busy, and heard of within *health_timeout_s*."""
+    """Whether the lane of *report* takes requests: it is warm or busy, and was heard from within *health_timeout_s*."""
     return report.state in READY_STATES and _is_heard(report, health_timeout_s, now)
 
 
 def is_denied(report: LaneReport, *, health_timeout_s: float, now: datetime) -> bool:
-    """Whether the provider's quota keeps the lane of *report* away, as was said within *health_timeout_s*."""
+    """Whether the provider's quota keeps the lane of *report* away, as it reported within *health_timeout_s*."""
     says_so = report.state is LaneState.QUOTA_DENIED or report.leaving_for == "quota"
     return says_so and _is_heard(report, health_timeout_s, now)
 
@@ -97,8 +97,8 @@ def _is_heard(report: LaneReport, health_timeout_s: float, now: datetime) -> boo
 def judged_at(now: datetime, *, cut_at: datetime | None, unbroken_s: float, grace_s: float) -> datetime:
     """The moment as of which the silence of lanes is judged (design §6).
 
-    A gateway that was cut off at *cut_at* heard nobody meanwhile. Until its connection has stood for *grace_s* again,
-    lanes that were ready at the cut count as ready; what it hears of them since then counts as always.
+    A gateway that was cut off at *cut_at* heard from no lane meanwhile. Until its connection has stood for *grace_s*
+    again, lanes that were ready at the cut count as ready; what it hears of them since then counts as always.
     """
     return now if cut_at is None or unbroken_s >= grace_s else min(cut_at, now)
 

@@ -1,4 +1,4 @@
-"""Which events of a task are told to whom, and what a receiver reads. Pure: no clock, no I/O, no logging."""
+"""Which events of a task go to which receivers, and what a receiver reads. Pure: no clock, no I/O, no logging."""
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
@@ -31,8 +31,8 @@ class Happened(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """Where an event goes: a registered endpoint, or the address of the request, whose *endpoint* is its caller's.
-    *by_request*: only because the request named the address."""
+    """Where an event goes: a registered endpoint, or the address that the request named, with the *endpoint* that its
+    caller has for such addresses. *by_request*: it goes there only because the request named the address."""
 
     endpoint: str
     url: str
@@ -40,14 +40,14 @@ class Target(Struct, frozen=True):
 
 
 Told = Callable[[WebhookEvent, str], bool]
-"""Whether somebody was told of an event of the task at an address already, or will be."""
+"""Whether an address was notified of an event of the task already, or will be."""
 
 
 def happened(task: GenerationTask) -> Iterator[Happened]:
-    """What has happened to *task* so far that is told at least once, in its order; progress is not.
+    """The events of *task* so far that are delivered at least once, in their order; progress is not among them.
 
-    1. Nothing of a request that was refused or taken back before its caller was given the id: nobody knows it. One that
-       was cancelled while its caller was held is answered with its id, and is told as any other.
+    1. None of a request that was refused or taken back before its caller was given the id: no client knows it. A task
+       that was cancelled while its caller was held is answered with its id, and its events count as any other's.
     2. `task.claimed` once a worker has begun it; of several attempts the newest one that the record names.
     3. `task.done` or `task.failed` once it has ended.
     """
@@ -65,8 +65,8 @@ def targets(
     """Where *event* of *task*, which happened *at*, goes. *endpoints* are those of its caller.
 
     1. Every endpoint that takes the event.
-    2. The address of the request, if it asked for the event. One that is registered as well is told once, by 1 or here,
-       and signed with that endpoint's secrets.
+    2. The address of the request, if it asked for the event. An address that is registered as well is notified once, by
+       1 or here, and the delivery is signed with that endpoint's secrets.
     """
     asked = task.webhook if task.webhook is not None and event in task.webhook.events else None
     is_registered = False
@@ -89,10 +89,10 @@ def deliveries(
     *,
     told: Told = lambda _, __: False,
 ) -> Iterator[WebhookDelivery]:
-    """Every delivery that *task* is owed by what its record says now; the same ones however often one asks.
+    """Every delivery that the record of *task* calls for now; the same ones at every call.
 
-    The address of the request is not told again where it was *told*, under whichever endpoint: it may have been
-    registered since, or removed.
+    The address of the request is not notified again if *told* says that it was, under whichever endpoint: it may have
+    been registered or removed since.
     """
     known = tuple(endpoints)
     for each in happened(task):

@@ -18,7 +18,7 @@ GONE: Final = 410
 
 
 class WebhookAnswer(Struct, frozen=True):
-    """What came of an attempt: the *status* of the answer, or None and the *error* that stood in its way.
+    """What came of an attempt: the *status* of the answer, or None and the *error* that prevented one.
 
     *retry_after_s* is what the receiver asked for.
     """
@@ -45,7 +45,7 @@ class Again(Struct, frozen=True):
 
 
 class Dead(Struct, frozen=True):
-    """It is not sent again by itself. *disables*: neither is anything else to this endpoint."""
+    """It is not sent again, unless its caller asks for it. *disables*: nothing else goes to this endpoint either."""
 
     disables: bool = False
 
@@ -78,7 +78,7 @@ def retry_after_s(header: str | None, now: datetime) -> float | None:
         return min(RETRY_AFTER_MAX_S, float(text[:9]))
     try:
         at = email.utils.parsedate_to_datetime(text)
-    except (ValueError, OverflowError):  # the second of numbers beyond any date
+    except (ValueError, OverflowError):  # OverflowError for numbers beyond any date
         return None
     at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
     return min(RETRY_AFTER_MAX_S, max(0.0, (at - now).total_seconds()))

@@ -5,7 +5,7 @@
         task = client.wait(task, on_change=print)
         client.download(task, Path("fox.mp4"))
 
-Whatever is not exported here may change without notice.
+Names that are not exported here may change without notice.
 """
 
 from warmlane_client.asynchronous import AsyncClient

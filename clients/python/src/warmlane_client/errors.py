@@ -1,14 +1,14 @@
 """What may go wrong in a call. Every error is a `WarmlaneError`.
 
 WarmlaneError
-├─ Misconfigured            the address, a certificate or a variable of the environment cannot be used
-├─ GatewayUnreachable       nobody answers; what was sent may have arrived
-├─ ForeignAnswer            something answers that is no gateway, or a gateway that is too old
-    ├─ RequestRefused           the gateway says why: status, code, detail, retry_after_s, request_id
-│  ├─ WrongRequest          400, 413, 415, 422: the request has to change; `errors` lists every wrong field
-│  ├─ AccessDenied          401, 403: the key
+├─ Misconfigured            the address, a certificate or an environment variable cannot be used
+├─ GatewayUnreachable       no gateway answers; the request may have arrived
+├─ ForeignAnswer            the answer is not a gateway's, or is that of a gateway that is too old
+├─ RequestRefused           the gateway says why: status, code, detail, retry_after_s, request_id
+│  ├─ WrongRequest          400, 413, 415, 422: the request has to change; `problem.errors` lists every wrong field
+│  ├─ AccessDenied          401, 403: the key is missing, unknown, or lacks a scope
 │  ├─ NotThere              404, 410: no such task, or its video has expired
-│  └─ GatewayBusy           429, 503: the same request may be taken later; `retry_after_s` says when
+│  └─ GatewayBusy           429, 503: the same request may be accepted later; `retry_after_s` says when
 ├─ NoVideo                  the task failed, or is not done; `task` is the task
 ├─ WaitTimedOut             the task has not ended in time; `task` is its last state, and it goes on
 └─ DownloadDamaged          what arrived is not the video of the task
@@ -27,7 +27,7 @@ class WarmlaneError(Exception):
 
 
 class Misconfigured(WarmlaneError):
-    """The client cannot be made: *variable* names the environment's setting that is wrong, where one is."""
+    """The client cannot be made. *variable* names the environment variable that is wrong, if one is."""
 
     def __init__(self, message: str, *, variable: str = "") -> None:
         super().__init__(message)
@@ -35,11 +35,11 @@ class Misconfigured(WarmlaneError):
 
 
 class NotAnAddress(Misconfigured):
-    """The address of the gateway is none."""
+    """The address of the gateway is not a usable URL."""
 
 
 class GatewayUnreachable(WarmlaneError):
-    """Nobody answers at *url*; *why* says what happened. What was sent may have arrived."""
+    """No gateway answers at *url*; *why* says what happened. The request may have arrived."""
 
     def __init__(self, url: str, why: str) -> None:
         super().__init__(f"no gateway answers at {url}: {why}")
@@ -48,12 +48,12 @@ class GatewayUnreachable(WarmlaneError):
 
     @property
     def is_certificate(self) -> bool:
-        """Whether the certificate of what answers is not one to trust."""
+        """Whether the certificate of the other side is not trusted."""
         return "CERTIFICATE_VERIFY_FAILED" in self.why
 
 
 class ForeignAnswer(WarmlaneError):
-    """Something answers with *status* that is not a Warmlane gateway, such as a proxy."""
+    """The answer with *status* is not that of a Warmlane gateway, but of a proxy, for example."""
 
     def __init__(self, message: str, *, status: int, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -64,7 +64,8 @@ class ForeignAnswer(WarmlaneError):
 class RequestRefused(WarmlaneError):
     """The gateway answered with a problem document (RFC 9457).
 
-    *problem* is the document; *request_id* is the `X-Request-Id` of the answer, under which the gateway's log has it.
+    *problem* is the document; *request_id* is the `X-Request-Id` of the answer, under which the gateway logs the
+    request.
     """
 
     def __init__(self, problem: ProblemDocument, *, request_id: str = "") -> None:
@@ -80,12 +81,12 @@ class RequestRefused(WarmlaneError):
 
     @property
     def code(self) -> str:
-        """What programs switch on, as in `queue_overloaded`."""
+        """The code that programs switch on, as in `queue_overloaded`."""
         return self.problem.code
 
     @property
     def detail(self) -> str:
-        """What is the matter, for a person."""
+        """What is wrong, for a person."""
         return self.problem.detail
 
     @property
@@ -107,7 +108,7 @@ class NotThere(RequestRefused):
 
 
 class GatewayBusy(RequestRefused):
-    """The same request may be taken later (429, 503)."""
+    """The same request may be accepted later (429, 503)."""
 
 
 class NoVideo(WarmlaneError):
@@ -128,7 +129,7 @@ class WaitTimedOut(WarmlaneError):
 
 
 class DownloadDamaged(WarmlaneError):
-    """What arrived as the video of a task has another hash than the task says."""
+    """The video that arrived has another hash than its task names."""
 
 
 _BY_STATUS: dict[int, type[RequestRefused]] = {

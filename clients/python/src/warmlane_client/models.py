@@ -1,5 +1,5 @@
-"""What goes to a gateway and comes from it, read leniently: what a newer gateway adds is kept in `Task.document`, and
-words out of a list may be any word."""
+"""Requests to a gateway and its answers. Answers are read leniently: fields that a newer gateway adds are kept in
+`Task.document`, and a value from a list may be any word."""
 
 import base64
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ _MEDIA_TYPES: Final = (
 
 
 class VideoRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One video that is asked for. What is left out is chosen by the model (`GET /settings`).
+    """A request for one video. The model chooses the fields that are left out (`GET /settings`).
 
-    *image* is a data URI, which `image_uri` makes; or names one elsewhere, as `{"url": …}` or `{"ref": …}`. *keep_s* is
-    for how many seconds after its end the task is kept. *more* are fields of a later version.
+    *image* is a data URI, which `image_uri` makes, or names an image elsewhere, as `{"url": …}` or `{"ref": …}`.
+    *keep_s* is for how many seconds after its end the task is kept. *more* holds fields of a later version.
     """
 
     model: str
@@ -69,8 +69,8 @@ class PlaceInQueue(Struct, frozen=True, kw_only=True):
 
 
 class StepsMade(Struct, frozen=True, kw_only=True):
-    """How far a task is: *step* of *steps*. *eta_s* is in how many seconds it will probably have ended; None where that
-    is not known, and once it has."""
+    """How far a task is: *step* of *steps*. *eta_s* is in how many seconds it will probably have ended; None if that is
+    not known, and once it has."""
 
     step: int
     steps: int
@@ -132,12 +132,12 @@ class Task(Struct, frozen=True, kw_only=True):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing about it changes any more."""
+        """Whether the task has ended and no longer changes."""
         return self.status in _ENDED
 
     @classmethod
     def of(cls, document: dict[str, Any], revision: str = "") -> "Task":
-        """The task in *document*. Raises msgspec.ValidationError for what is none."""
+        """The task in *document*. Raises msgspec.ValidationError for anything else."""
         task = msgspec.convert(document, cls)
         return msgspec.structs.replace(task, document=document, revision=revision)
 

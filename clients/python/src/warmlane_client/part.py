@@ -1,4 +1,4 @@
-"""The file that a download grows in, beside the one that it becomes."""
+"""The file that a download writes to, beside the one that it becomes."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from warmlane_client.errors import WarmlaneError
 
 try:
     import fcntl
-except ImportError:  # where there is none, two downloads of one video to one place are not told apart
+except ImportError:  # without it, two downloads of one video to one place do not notice each other
     fcntl = None  # type: ignore[assignment]
 
 _BLOCK = 1 << 20
@@ -19,19 +19,20 @@ class PartInUse(WarmlaneError):
 
 
 class PartFile:
-    """*path* in the making: what is there already counts. Until it is sealed, *path* stays as it is.
+    """The file that becomes *path*; bytes of an earlier download count. Until it is sealed, *path* stays as it is.
 
-    The name of the part has the hash of the video in it, so that what was left of another video is never taken for it.
+    The name of the part has the hash of the video in it, so that the part of another video is never taken for it.
     """
 
     def __init__(self, path: Path, part: Path | None, sha256: str, *, keep: bool) -> None:
-        """Where the download fails, *keep* leaves what has come so far for the next one."""
+        """If the download fails, *keep* leaves the part for the next one."""
         self._path, self._keep = path, keep
         self._part = part or path.with_name(f".{path.name}.{sha256[:12]}.part")
         self._sealed = False
 
     def open(self) -> "PartFile":
-        """Itself, with what is there read. Raises PartInUse; OSError where it cannot be written."""
+        """Opens the part, reads what is there, and returns itself. Raises PartInUse; OSError if it cannot be
+        written."""
         self._file = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         if fcntl is not None:
             try:
@@ -62,7 +63,8 @@ class PartFile:
         self._digest = hashlib.sha256()
 
     def seal(self, sha256: str) -> bool:
-        """Whether the hash is *sha256*; then the file has its name, and its bytes are on the disk. Raises OSError."""
+        """Whether the hash is *sha256*. If it is, the file now has its name, and its bytes are on the disk. Raises
+        OSError."""
         if self._digest.hexdigest() != sha256:
             return False
         self._file.flush()
@@ -72,7 +74,7 @@ class PartFile:
         return True
 
     def close(self) -> None:
-        """Closes the file; what is not sealed stays as a part, or goes."""
+        """Closes the file. A part that is not sealed stays if *keep* says so, and is removed otherwise."""
         try:
             self._file.close()
         finally:

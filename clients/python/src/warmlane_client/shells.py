@@ -1,4 +1,4 @@
-"""What the shells of both clients share: neither waits for anything here."""
+"""What the shells of both clients share. Nothing here waits."""
 
 from collections.abc import Callable
 
@@ -11,14 +11,15 @@ from warmlane_client.part import PartFile
 
 
 class Listeners(Struct, frozen=True, kw_only=True):
-    """Whom the caller wants to be told."""
+    """The callbacks of the caller."""
 
     on_change: Callable[[Task], object] | None = None
     on_idle: Callable[[Task], object] | None = None
     on_bytes: Callable[[int, int], object] | None = None
 
     def report(self, effect: Report | ReportIdle | ReportBytes) -> object:
-        """What the listener of *effect* returns; an awaitable, where it is a coroutine function."""
+        """Calls the listener of *effect* and returns its result, which is an awaitable if the listener is a coroutine
+        function."""
         match effect:
             case Report(task):
                 return self.on_change and self.on_change(task)
@@ -29,13 +30,14 @@ class Listeners(Struct, frozen=True, kw_only=True):
 
 
 def answer_of(reply: httpx.Response, body: bytes, at_s: float) -> Reply:
-    """*reply* as a flow is given it."""
+    """*reply* in the form that a flow gets."""
     headers = {name.lower(): value for name, value in reply.headers.items()}
     return Reply(status=reply.status_code, url=str(reply.request.url), headers=headers, body=body, at_s=at_s)
 
 
 def filed(effect: Write | Restart | Seal, file: PartFile | None) -> bool:
-    """Carries out *effect* on *file*, which is there. For Seal, whether the hash was right. Raises OSError."""
+    """Carries out *effect* on *file*, which must be there. Returns False only for a Seal whose hash is wrong. Raises
+    OSError."""
     assert file is not None
     match effect:
         case Write(content):

@@ -45,7 +45,7 @@ T = TypeVar("T")
 class Client:
     """A connection to one gateway, for one thread at a time. Close it, or use it in a `with` block.
 
-    Every call raises a WarmlaneError where it fails; before that, it is tried again as its `Patience` says.
+    A call that fails is tried again as the client's `Patience` says, and then raises a WarmlaneError.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Client:
         ca: Path | ssl.SSLContext | None = None,
         patience: Patience | None = None,
     ) -> None:
-        """The gateway at *url*, else at WARMLANE_URL, else on this machine. Shows *key*, else WARMLANE_API_KEY; trusts
-        *ca* alone where it is given, else WARMLANE_CA.
+        """Calls the gateway at *url*, else at WARMLANE_URL, else on this machine. Sends *key*, else WARMLANE_API_KEY.
+        Trusts only *ca*, else only WARMLANE_CA, if either is given.
 
         Raises Misconfigured.
         """
@@ -83,18 +83,20 @@ class Client:
         idempotency_key: str | None = None,
         hold: bool = False,
     ) -> Task:
-        """The task of *request*, which may wait. The same *idempotency_key* leads to the same task; without one a new
-        one is made, so that the tries of this call make one task.
+        """Submits *request* and returns its task, which may still wait. The same *idempotency_key* leads to the same
+        task. Without one the call makes a new key, so that its tries make one task.
 
-        With *hold* the answer comes when a worker has the task, up to 30 s later, or as GatewayBusy if none took it.
+        With *hold* the answer comes when a worker has the task, up to 30 s later. Raises GatewayBusy if no worker took
+        it.
         """
         return self._run(calls.submit(request, self._patience, idempotency_key=idempotency_key, hold=hold))
 
     def submit_many(
         self, requests: Iterable[VideoRequest | Mapping[str, Any]], *, idempotency_key: str | None = None
     ) -> tuple[Task, ...]:
-        """The tasks of up to 20 *requests*, in their order: all of them are accepted, or none is, and the error says
-        why. The same *idempotency_key* leads to the same tasks; without one a new one is made."""
+        """Submits up to 20 *requests* and returns their tasks, in the same order. The gateway accepts all of them, or
+        none, and then the error says why. The same *idempotency_key* leads to the same tasks; without one the call
+        makes a new key."""
         return self._run(calls.submit_many(requests, self._patience, idempotency_key=idempotency_key))
 
     def wait(
@@ -105,18 +107,19 @@ class Client:
         on_idle: Callable[[Task], object] | None = None,
         how: Wait | None = None,
     ) -> Task:
-        """*task*, or the one of that id, when it has ended: done or failed, which is no error here.
+        """Waits until *task*, or the task with that id, has ended, and returns it: done or failed, which is no error
+        here.
 
-        Calls *on_change* with each state, the first one too, and *on_idle* where it has not moved for a while. What
-        they raise ends the wait; the task goes on. A gateway that is started again meanwhile is waited for. Raises
-        WaitTimedOut as *how* says.
+        Calls *on_change* with each state, including the first, and *on_idle* when the task has not moved for a while.
+        An exception from either ends the wait; the task goes on. If the gateway restarts meanwhile, the call waits for
+        it. Raises WaitTimedOut as *how* says.
         """
         begun = self.task(task) if isinstance(task, str) else task
         following = TaskWait(begun, how or Wait(), self._patience)
         return self._run(following.until_ended(), listeners=Listeners(on_change=on_change, on_idle=on_idle))
 
     def task(self, task: Task | str) -> Task:
-        """*task*, or the one of that id, as it is now. Raises NotThere."""
+        """*task*, or the task with that id, as it is now. Raises NotThere."""
         return self._run(calls.task(task, self._patience))
 
     def tasks(
@@ -130,8 +133,9 @@ class Client:
         limit: int = 20,
         cursor: str | None = None,
     ) -> TaskList:
-        """One page of tasks, newest first: of those *status* and *model*, with all *labels*, made at *created_after* or
-        later and before *created_before* (both with a time zone), at most *limit* (100), from *cursor* on."""
+        """One page of tasks, newest first: those of that *status* and *model*, with all *labels*, made at
+        *created_after* or later and before *created_before* (both with a time zone). The page has at most *limit* tasks
+        (up to 100) and begins at *cursor*."""
         query = calls.listing(
             status=status,
             model=model,
@@ -170,7 +174,7 @@ class Client:
                 return
 
     def cancel(self, task: Task | str) -> Task:
-        """Cancels *task*, or the one of that id, unless it has ended already, and returns it as it is then. Raises
+        """Cancels *task*, or the task with that id, unless it has ended already, and returns it as it is then. Raises
         NotThere."""
         return self._run(calls.cancel(task, self._patience))
 
@@ -183,11 +187,11 @@ class Client:
         part: Path | None = None,
         keep_part: bool = True,
     ) -> Path:
-        """Saves the video of *task*, or of the one of that id, at *path*: whole and checked, or not at all. Returns
+        """Saves the video of *task*, or of the task with that id, at *path*: whole and checked, or not at all. Returns
         *path*.
 
-        *on_bytes* is told how many of how many bytes are there. Until it is whole the file is called *part*; where the
-        download is broken off, the next one goes on with it, unless *keep_part* is false.
+        Calls *on_bytes* with the number of bytes that are there, and the total. Until it is whole the file is called
+        *part*. If the download breaks off, the next one resumes it, unless *keep_part* is false.
 
         Raises NoVideo, DownloadDamaged, PartInUse; OSError when it cannot be written.
         """
@@ -207,8 +211,8 @@ class Client:
         return document(self.request(Call(method="GET", path="/settings")))
 
     def request(self, call: Call, *, repeatable: bool | None = None, accept: Collection[int] = ()) -> Reply:
-        """The answer to any other *call*, with the same tries; *repeatable* says whether it may safely arrive twice,
-        by itself its method does. A status in *accept* is no error."""
+        """The answer to any other *call*, with the same tries. *repeatable* says whether the call may safely arrive
+        twice; by default its method decides that. A status in *accept* is no error."""
         return self._run(calls.answered(call, self._patience, repeatable=repeatable, accept=accept))
 
     def _run(self, flow: Flow[T], *, listeners: Listeners | None = None, file: PartFile | None = None) -> T:
@@ -224,7 +228,7 @@ class SyncShell:
         self._pieces: Iterator[bytes] = iter(())
 
     def run(self, flow: Flow[T]) -> T:
-        """What *flow* returns."""
+        """Runs *flow* to its end and returns its result."""
         outcome: Any = None
         try:
             while True:

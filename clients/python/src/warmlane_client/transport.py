@@ -1,6 +1,7 @@
-"""How httpx is set up: proxies and authorities of the environment; errors say what is wrong with the environment.
+"""Sets up httpx with the proxies and certificate authorities of the environment. Errors say what is wrong with the
+environment.
 
-A gateway on this machine is called without a proxy: prompts and keys are sent to nobody else.
+A gateway on this machine is called without a proxy, so that no other machine sees prompts and keys.
 """
 
 import ipaddress
@@ -22,13 +23,13 @@ Made = TypeVar("Made", httpx.Client, httpx.AsyncClient)
 
 
 class GatewayTarget:
-    """The gateway at *url*, and the key that it is shown; its repr leaves the key out.
+    """The gateway at *url*, and the key that the client sends to it. Its repr leaves the key out.
 
-    What is None comes from WARMLANE_URL, WARMLANE_API_KEY and WARMLANE_CA.
+    Arguments that are None come from WARMLANE_URL, WARMLANE_API_KEY and WARMLANE_CA.
     """
 
     def __init__(self, url: str | None, key: str | None, ca: Path | ssl.SSLContext | None) -> None:
-        """Raises Misconfigured, as NotAnAddress for a *url* that is none."""
+        """Checks nothing yet: `connected` does."""
         self.url = (url or os.environ.get("WARMLANE_URL") or DEFAULT_URL).rstrip("/")
         text = key if key is not None else os.environ.get("WARMLANE_API_KEY", "").strip()
         self._headers = {"Authorization": f"Bearer {text}"} if text else {}
@@ -39,7 +40,8 @@ class GatewayTarget:
         return f"GatewayTarget({self.url!r})"
 
     def connected(self, kind: Callable[..., Made]) -> Made:
-        """A client of httpx, of *kind*, that calls it. Raises Misconfigured."""
+        """An httpx client of *kind* that calls the gateway. Raises Misconfigured, as NotAnAddress if its URL cannot be
+        used."""
         verify: ssl.SSLContext | None = None
         if isinstance(self._ca, Path):
             verify = _trusting(self._ca)
@@ -56,9 +58,9 @@ def http_client(
     trusted: ssl.SSLContext | None,
     timeout_s: float = REPLY_TIMEOUT_S,
 ) -> Made:
-    """A client of httpx, of *kind*, for *url*; with *trusted*, that trusts nobody else.
+    """An httpx client of *kind* for *url*; if *trusted* is given, it trusts nothing else.
 
-    Raises NotAnAddress for what is no URL, Misconfigured for a variable of the environment that cannot be used.
+    Raises NotAnAddress if *url* is no URL, Misconfigured if an environment variable cannot be used.
     """
     try:
         parsed = httpx.URL(url)
@@ -68,14 +70,14 @@ def http_client(
         raise NotAnAddress(f"{url!r} does not begin with http://")
     if not parsed.host:
         raise NotAnAddress(f"{url!r} names no host")
-    # plain HTTP checks no certificate, so that no file of authorities can be missing
+    # plain HTTP checks no certificate, and so needs no file of authorities
     verify: ssl.SSLContext | bool = trusted if trusted is not None else parsed.scheme == "https"
     options: dict[str, Any] = {
         "headers": dict(headers),
         "verify": verify,
         "trust_env": not is_loopback(parsed.host),
         "timeout": httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
-        # each task that is followed has a stream: the gateway says how many there may be
+        # each task that is followed has a stream: the gateway limits their number
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=20),
     }
     try:
@@ -110,7 +112,7 @@ def built(client: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request
 
 
 def why(error: httpx.HTTPError) -> str:
-    """What *error* says, never nothing."""
+    """The text of *error*, or its type if the text is empty."""
     return str(error) or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""What an answer says. Pure."""
+"""Reads answers. Pure."""
 
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
@@ -62,8 +62,9 @@ def failure(outcome: Reply | NoReply) -> WarmlaneError:
 
 
 def retry_after_s(answer: Reply) -> float | None:
-    """What `Retry-After` of *answer* says, in seconds from when it was sent; None where it says nothing that can be
-    read. A moment is compared with the answer's own `Date`, so that no clock has to be right."""
+    """The wait that `Retry-After` of *answer* asks for, in seconds from when the answer was sent; None if it is missing
+    or cannot be read. A date is compared with the answer's own `Date`, so that the clock of this machine does not
+    matter."""
     text = answer.headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
         return float(text)
@@ -76,7 +77,7 @@ def retry_after_s(answer: Reply) -> float | None:
 
 def _decoded(answer: Reply, kind: type[T]) -> T:
     try:
-        # of a gateway that nests deeper than the interpreter's stack: as what is no JSON
+        # an answer that nests deeper than the interpreter's stack counts as not JSON
         return msgspec.json.decode(answer.body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _foreign(answer, error) from error

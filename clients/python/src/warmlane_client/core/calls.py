@@ -1,4 +1,4 @@
-"""The calls of the API that one request answers, with its retries."""
+"""The API calls that take one request, with its retries."""
 
 import uuid
 from collections.abc import Collection, Iterable, Mapping
@@ -12,10 +12,10 @@ from warmlane_client.core.effects import REPLY_TIMEOUT_S, Call, Flow, Reply
 from warmlane_client.core.retries import Patience, Tries
 from warmlane_client.models import Task, TaskList, VideoRequest
 
-# A gateway may hold a submit for 30 s, until a worker takes it or nobody did.
+# A gateway may hold a submit for 30 s, until a worker takes the task or the time is over.
 HELD_REPLY_TIMEOUT_S: Final = 45.0
 NOT_MODIFIED: Final = 304
-# Those that do the same however often they arrive (RFC 9110).
+# Methods that do the same however often they arrive (RFC 9110).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 
@@ -27,10 +27,10 @@ def answered(
     while_lost: bool = False,
     accept: Collection[int] = (),
 ) -> Flow[Reply]:
-    """The answer to *call*: a success, 304, or of a status in *accept*. Raises what the last try came to.
+    """The answer to *call*: a success, a 304, or one with a status in *accept*. Raises the error of the last try.
 
-    *repeatable* says whether it may safely arrive twice; by itself its method says that. *while_lost* waits for a
-    gateway that is started again.
+    *repeatable* says whether the call may safely arrive twice; by default its method decides that. With *while_lost* it
+    waits for a gateway that restarts.
     """
     may_repeat = call.method in IDEMPOTENT if repeatable is None else repeatable
     begun_s = yield from effects.now()
@@ -115,7 +115,7 @@ def listing(
 
 
 def task_path(task: Task | str) -> str:
-    """The path of a task, or of its id; of one that is none, too."""
+    """The path of a task, or of an id, even one that no task has."""
     return f"/tasks/{quote(task if isinstance(task, str) else task.id, safe='')}"
 
 

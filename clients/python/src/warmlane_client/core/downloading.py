@@ -1,4 +1,4 @@
-"""A video, downloaded into a file: whole and checked, or not at all; broken off, it goes on where it was."""
+"""Downloads a video into a file: whole and checked, or not at all. A download that broke off is resumed."""
 
 import re
 from typing import Final
@@ -34,13 +34,13 @@ class Downloading:
     def until_whole(self) -> Flow[None]:
         """The file in hand gets its name, with the whole video in it.
 
-        1. What is missing is asked for by its range, with `If-Match`, since the tag of a video is its hash.
-        2. A connection that breaks is made again: `lost_attempts` times before the first byte, and for `lost_s` after
-           the last one.
-        3. What came from an earlier download and does not fit is thrown away once.
-        4. A link to an object store is not followed: it may have a certificate that is not trusted here.
+        1. The client asks for the missing bytes by their range, with `If-Match`, since the tag of a video is its hash.
+        2. It connects again after a break: `lost_attempts` times before the first byte, and for `lost_s` after the
+           newest one.
+        3. It throws away, once, what an earlier download left and does not fit.
+        4. It does not follow a link to an object store, whose certificate may not be trusted here.
 
-        Raises DownloadDamaged, and the error of what cannot pass by itself.
+        Raises DownloadDamaged, and any error that does not pass by itself.
         """
         if self._stale:
             yield Restart()
@@ -71,7 +71,7 @@ class Downloading:
                 lost = yield from self._pieces()
                 if lost is None:
                     return
-                if self._done > before:  # it is there, and may be started again
+                if self._done > before:  # the gateway is there, and may be restarting
                     tries = Tries(self._patience, repeatable=True, begun_s=lost.at_s, while_lost=True)
                 outcome = lost
             error = failure(outcome)
@@ -84,7 +84,7 @@ class Downloading:
             yield pause
 
     def _pieces(self) -> Flow[NoReply | None]:
-        """Writes what was opened to the file in hand. What broke it off, if anything."""
+        """Writes the opened answer to the file in hand. Returns what broke it off, if anything did."""
         while True:
             piece = yield from effects.read()
             if isinstance(piece, NoReply):

@@ -1,4 +1,4 @@
-"""What a flow may ask of its shell, and what it is told."""
+"""What a flow may ask of its shell, and what it gets back."""
 
 from collections.abc import Generator, Mapping
 from typing import Any, Final, TypeVar
@@ -60,13 +60,15 @@ class Send(Struct, frozen=True):
 
 
 class Open(Struct, frozen=True):
-    """Send *call*; a success is read in pieces with Read, anything else is read at once. Reply or NoReply."""
+    """Send *call*; a success is read in pieces with Read, anything else is read at once. The outcome is a Reply or
+    NoReply."""
 
     call: Call
 
 
 class Read(Struct, frozen=True):
-    """The next piece of what was opened last, which the next Send or Open closes. Piece or NoReply."""
+    """Read the next piece of the answer that was opened last; the next Send or Open closes it. The outcome is a Piece
+    or NoReply."""
 
 
 class Pause(Struct, frozen=True):

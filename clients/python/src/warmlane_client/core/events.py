@@ -9,7 +9,7 @@ _LINE_ENDS = re.compile(rb"\r\n|\n|\r(?!$)")
 
 
 class ServerEvent(Struct, frozen=True):
-    """An event: *name* is `message` where the stream gives none; *last_id* is what to come back with."""
+    """An event: *name* is `message` if the stream gives none; *last_id* is the id to reconnect with."""
 
     name: str
     data: str
@@ -26,7 +26,8 @@ class EventReader:
         self._unread = b""
 
     def read(self, piece: bytes) -> Iterator[ServerEvent]:
-        """The events that are complete with *piece*. One at the end without its empty line is none."""
+        """The events that *piece* completes. An event at the end of the stream without its empty line does not
+        count."""
         *lines, self._unread = _LINE_ENDS.split(self._unread + piece)
         for line in lines:
             if line:

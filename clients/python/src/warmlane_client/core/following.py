@@ -14,26 +14,26 @@ from warmlane_client.core.retries import JITTER_S, RATE_LIMITED, TOO_MANY_REQUES
 from warmlane_client.errors import AccessDenied, GatewayBusy, GatewayUnreachable, NotThere, WaitTimedOut
 from warmlane_client.models import Task
 
-# One long poll; a gateway answers at most 60 s late.
+# The length of a long poll; a gateway holds one for 60 s at most.
 WAIT_S: Final = 20.0
-# A task that moves up in its queue is no change that ends a long poll.
+# The same for a queued task: moving up in its queue does not end a long poll.
 QUEUED_WAIT_S: Final = 1.0
 # A stream sends at least a comment every 15 s: one that is silent for longer is dead.
 SILENT_S: Final = 35.0
-# After so many streams in a row that said nothing, there are polls only.
+# After this many streams in a row without an event, the task is only polled.
 MUTE_STREAMS: Final = 3
-# A stream says something every 15 s only: what is left of a limited wait is polled.
+# A stream may say nothing for 15 s, so the rest of a bounded wait is polled.
 LAST_STRETCH_S: Final = 20.0
 NO_CONTENT: Final = 204
 
 
 class Wait(Struct, frozen=True, kw_only=True):
-    """How a task is followed: for *timeout_s* at most, None without an end; by its *stream*, or by polls alone.
+    """How a task is followed: for at most *timeout_s* (None: without an end), by its event *stream*, or by polls alone.
 
-    A stream tells of a new place in the queue, and not of a new expected wait at the same place. With *fresh_places* a
-    task that waits is polled every second, for those who show it to a person.
+    A stream reports a new place in the queue, but not a new expected wait at the same place. With *fresh_places* a task
+    that waits is polled every second, for a program that shows the wait to a person.
 
-    When the task has not moved for *idle_s*, the caller is told so, and then every *idle_s*.
+    When the task has not moved for *idle_s*, the caller is notified (`on_idle`), and again every *idle_s*.
     """
 
     timeout_s: float | None = None
@@ -55,13 +55,14 @@ class TaskWait:
         self._begun_s = self._moved_s = self._looked_s = 0.0
 
     def until_ended(self) -> Flow[Task]:
-        """The task when it has ended. Tells every new state and place, the first one too.
+        """The task when it has ended. Reports every new state and place, including the first.
 
-        1. An event stream is read to its end. One that breaks is opened again, with the id of its last event.
-        2. Where three in a row say nothing, or what answers is no event stream, the task is polled.
-        3. A gateway that does not answer is waited for, for `lost_s` from when it was heard last.
+        1. The client reads an event stream to its end. It opens a stream that breaks again, with the id of its last
+           event.
+        2. If three streams in a row bring no event, or the answer is no event stream, the client polls the task.
+        3. If the gateway does not answer, the client waits for it, for `lost_s` from its last answer.
 
-        Raises WaitTimedOut after `timeout_s`, and the error of what cannot pass by itself.
+        Raises WaitTimedOut after `timeout_s`, and any error that does not pass by itself.
         """
         self._begun_s = self._moved_s = self._looked_s = yield from effects.now()
         yield Report(self._task)
@@ -84,7 +85,7 @@ class TaskWait:
     def _streams(self) -> Flow[None]:
         """Reads one event stream after the other, until the task has ended or is to be polled for its place.
 
-        Raises _NoStream where none comes through or the time is short.
+        Raises _NoStream if none comes through or the time is short.
         """
         tries = Tries(self._patience, repeatable=True, begun_s=self._begun_s, while_lost=True)
         mute = 0
@@ -110,7 +111,7 @@ class TaskWait:
                 raise _NoStream
             error = failure(outcome)
             if isinstance(error, GatewayBusy) and error.status == TOO_MANY_REQUESTS and error.code != RATE_LIMITED:
-                raise _NoStream  # as many as one caller may have are open
+                raise _NoStream  # the caller has as many streams open as it may
             pause = tries.pause_after(error, outcome.at_s)
             if pause is None:
                 if isinstance(error, AccessDenied | NotThere | GatewayUnreachable):
@@ -120,7 +121,8 @@ class TaskWait:
             yield pause
 
     def _events(self) -> Flow[tuple[bool, float]]:
-        """Reads the stream that was opened, until it or the task ends. Whether it had an event, and when it ended."""
+        """Reads the stream that was opened, until it or the task ends. Returns whether it had an event, and when it
+        ended."""
         reader, has_spoken = EventReader(self._event_id), False
         while True:
             piece = yield from effects.read()
@@ -170,7 +172,7 @@ class TaskWait:
             yield Report(self._task)
 
     def _look(self, *, at_s: float) -> Flow[None]:
-        """Says that nothing moves, where that is due. Raises WaitTimedOut."""
+        """Reports that nothing moves, if that is due. Raises WaitTimedOut."""
         timeout_s = self._wait.timeout_s
         if timeout_s is not None and at_s - self._begun_s >= timeout_s:
             raise WaitTimedOut(self._task, timeout_s)

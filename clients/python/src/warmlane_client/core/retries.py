@@ -11,9 +11,9 @@ FIRST_S: Final = 1.0
 MOST_S: Final = 30.0
 SERVICE_UNAVAILABLE: Final = 503
 TOO_MANY_REQUESTS: Final = 429
-# Refused without a look at it: only when the next turn of the key is.
+# The gateway refused the request unread: the key has to wait for its next turn.
 RATE_LIMITED: Final = "rate_limited"
-# Whether it was accepted is not known.
+# It is not known whether the gateway accepted the request.
 UNKNOWN: Final = "transport_unavailable"
 TURNS: Final = 20
 JITTER_S: Final = 0.1
@@ -24,10 +24,10 @@ NOBODY_BEHIND: Final = frozenset({502, 503, 504})
 class Patience(Struct, frozen=True, kw_only=True):
     """How long a client tries again before it raises the error.
 
-    *busy_s*: in all, for a system that has no room (503, and 429 for what a caller may have at once), as its
-    `Retry-After` says; 0 raises at once. *turn_s*: the longest turn of a rate limit that is waited for.
-    *lost_attempts*: how often a request is sent to a gateway that does not answer. *lost_s*: how long a gateway that
-    is started again may take while a task is followed or a video is downloaded.
+    *busy_s*: in all, while the system has no room (503, or 429 for a caller's own bounds), as its `Retry-After` says; 0
+    raises at once. *turn_s*: the longest wait for the next turn of a rate limit. *lost_attempts*: how often a request
+    is sent to a gateway that does not answer. *lost_s*: how long a restart of the gateway may take while a task is
+    followed or a video is downloaded.
     """
 
     busy_s: float = 120.0
@@ -37,8 +37,7 @@ class Patience(Struct, frozen=True, kw_only=True):
 
 
 class Busy(Struct, frozen=True):
-    """Why nothing was accepted: the *status* of the answer, and when another try makes sense, where the answer says
-    so."""
+    """Why nothing was accepted: the *status* of the answer, and when another try makes sense, if the answer says so."""
 
     status: int
     retry_after_s: float | None = None
@@ -69,8 +68,8 @@ class Tries:
     """The tries of one call, begun at *begun_s*."""
 
     def __init__(self, patience: Patience, *, repeatable: bool, begun_s: float, while_lost: bool = False) -> None:
-        """*repeatable* says whether the request may safely arrive twice; *while_lost*, whether a gateway that does not
-        answer is waited for, for `lost_s`, as while a task is followed."""
+        """*repeatable* says whether the request may safely arrive twice; *while_lost*, whether to wait for a gateway
+        that does not answer, for `lost_s`, as while a task is followed."""
         self._patience, self._repeatable, self._while_lost = patience, repeatable, while_lost
         self._begun_s = self._heard_s = begun_s
         self._turns = self._busy = self._losses = 0
@@ -83,12 +82,12 @@ class Tries:
     def pause_after(self, error: WarmlaneError, now_s: float) -> Pause | None:
         """What to do after *error* at *now_s*: a pause, or None to raise it.
 
-        1. A request that came too often was not looked at: it is sent in its turn, up to 20 times, where that is no
-           further off than `turn_s`.
-        2. Where nobody answered, or the gateway does not know whether it accepted, a request that may arrive twice is
-           sent again: `lost_attempts` times, or while followed until `lost_s` are over. While followed, a 502, 503 or
-           504 is no answer either: the gateway ends or begins, or a proxy has none behind it.
-        3. Where there is no room it is sent again as Retry-After says, until `busy_s` are over.
+        1. The rate limit refused the request unread: it is sent in its turn, up to 20 times, if that is no further off
+           than `turn_s`.
+        2. No gateway answered, or the gateway does not know whether it accepted the request: a request that may arrive
+           twice is sent again, `lost_attempts` times, or with *while_lost* until `lost_s` are over. With *while_lost* a
+           502, 503 or 504 is no answer either: the gateway is stopping or starting, or a proxy has none behind it.
+        3. There is no room: the request is sent again as Retry-After says, until `busy_s` are over.
         """
         if isinstance(error, RequestRefused) and error.code == RATE_LIMITED:  # 1
             self._turns += 1
@@ -119,7 +118,7 @@ def _is_nobody(error: WarmlaneError, *, while_lost: bool) -> bool:
 
 
 def _busy(error: WarmlaneError) -> Busy | None:
-    """*error* as a lack of room; a caller's own bounds (429) pass by themselves as a queue's do."""
+    """*error* as a lack of room, if it is one. A caller's own bounds (429) pass by themselves, as a full queue does."""
     if isinstance(error, GatewayBusy):
         return Busy(SERVICE_UNAVAILABLE, error.retry_after_s)
     if isinstance(error, ForeignAnswer) and error.status in (SERVICE_UNAVAILABLE, TOO_MANY_REQUESTS):
