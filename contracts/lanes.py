@@ -153,7 +153,7 @@ class VideoPipelineSlot(Struct, frozen=True, kw_only=True):
 
 
 def is_shown(slot: VideoPipelineSlot, *, written_at: datetime, now: datetime) -> bool:
-    """Whether *slot*, which was written last at *written_at*, still says what is there *now*. Pure.
+    """Whether *slot*, which was last written at *written_at*, still shows what is there *now*. Pure.
 
     1. Only a lift ends a quarantine, whatever became of its worker.
     2. Its worker writes it again within SLOTS_SHOWN_S; otherwise the worker is gone.

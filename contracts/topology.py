@@ -185,7 +185,7 @@ def work_subject(route: Literal["lane", "degraded"], model: str, task_id: str) -
 
 
 def is_work_subject(subject: str) -> bool:
-    """Whether a message on *subject* goes to a work queue, which has a limit of ours."""
+    """Whether a message on *subject* goes to a work queue, whose length is limited."""
     return subject.startswith(("lane.", "degraded."))
 
 

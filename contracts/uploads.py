@@ -1,4 +1,4 @@
-"""Images that were uploaded by themselves: their references, and where they lie until they expire (ADR 0048). Pure.
+"""Images that were uploaded on their own: their references, and where they are until they expire (ADR 0048). Pure.
 
 An object's name holds everything: the owner, as a hash of the caller, and the time until which the image stays. So no
 record can be lost or be out of date, and a caller who asks for another caller's reference finds nothing.
@@ -47,7 +47,7 @@ def upload_path(ref: str, caller: str, until: int) -> str:
 
 
 def owner_and_ref(path: str) -> tuple[str, str] | None:
-    """Whose image is at *path*, as `owner_of` has it, and its reference; None for what is no upload."""
+    """The owner of the image at *path*, in the form of `owner_of`, and its reference; None for what is no upload."""
     found = _PATH.fullmatch(path)
     return None if found is None else (found["owner"], found["ref"])
 

@@ -1,4 +1,4 @@
-"""How a client reads what a gateway of another version answers.
+"""How a client reads the answers of a gateway of another version.
 
 1. A field that it does not know is ignored.
 2. A value from a list (an enum, a Literal) may be any word: lists grow.

@@ -40,7 +40,7 @@ class NotFetched(Exception):
 
 
 class TooManyFetches(Exception):
-    """The gateway, or the caller, has as many fetches running as may be."""
+    """The caller, or the gateway as a whole, already has as many fetches running as allowed."""
 
 
 class ImageFetcher:

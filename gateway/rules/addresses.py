@@ -35,7 +35,7 @@ _LOOPBACK_6: Final = IPv6Network("::1/128")
 
 
 def allowing(networks: Iterable[Network]) -> tuple[Network, ...]:
-    """The networks that an operator allows by *networks*: all of 127.0.0.0/8 includes the loopback of IPv6, since
+    """The networks that an operator allows by *networks*: 127.0.0.0/8 as a whole includes the loopback of IPv6, since
     `localhost` is both."""
     named = tuple(networks)
     return (*named, _LOOPBACK_6) if _LOOPBACK in named else named

@@ -19,7 +19,7 @@ def demand(model: str, tasks: Iterable[GenerationTask], *, now: datetime) -> int
     3. The degraded worker runs it: no. A lane that comes now cannot take it over.
     4. It waits for a lane: yes, also after its deadline, since a lane may take it until its record moves (ADR 0007).
     5. It waits for the degraded worker: yes, held or promised, since no lane had room for it; but not once its deadline
-       is past, since nobody will start it.
+       is past, since no worker will start it.
     """
     return sum(task.model == model and _wants_lane(task, now) for task in tasks)
 

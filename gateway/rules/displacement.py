@@ -1,4 +1,4 @@
-"""Which task gives up its place on a full degraded queue, and for whom (ADR 0039). Pure: no clock, no I/O, no
+"""Which task gives up its place on a full degraded queue, and to which request (ADR 0039). Pure: no clock, no I/O, no
 logging."""
 
 from collections.abc import Collection, Iterable

@@ -30,8 +30,8 @@ def is_hopeless(
     1. False, unless a run was measured of every model that waits, runs or is asked for.
     2. Of those that wait, only those count that will start in time even if every run and swap is SLOW, the current run
        included. Any other may expire and make room.
-    3. If those start, every run and swap is FAST, and no other task comes, *new* would still not start before its
-       deadline; nor would it if any one of them went away.
+    3. If those start, every run and swap is FAST, and no other task comes, *new* misses its deadline, even if any one
+       of them goes away.
     """
     models = {new.model, *(task.model for task in waiting), *([] if running is None else [running.model])}
     if not models <= state.run_s.keys():  # 1

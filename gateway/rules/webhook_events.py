@@ -91,7 +91,7 @@ def deliveries(
 ) -> Iterator[WebhookDelivery]:
     """Every delivery that the record of *task* calls for now; the same ones at every call.
 
-    The address of the request is not notified again if *told* says that it was, under whichever endpoint: it may have
+    The address of the request is not notified again if *told* says that it was, under any endpoint: it may have
     been registered or removed since.
     """
     known = tuple(endpoints)

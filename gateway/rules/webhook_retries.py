@@ -30,7 +30,7 @@ class WebhookAnswer(Struct, frozen=True):
 
     @property
     def is_success(self) -> bool:
-        """Whether the receiver has taken it: any 2xx. A redirect is none."""
+        """Whether the receiver has taken it: any 2xx. A redirect does not count."""
         return self.status is not None and 200 <= self.status < 300
 
 

@@ -1,4 +1,5 @@
-"""The access log: a line for each request that was refused or failed, and for every one where that is asked for.
+"""The access log: a line for each request that was refused or failed, or for every request if the operator asks for
+that.
 
 A line names the caller of the key or, without one, the address; never a query, a header, a body or a key. Its
 `request_id` stands in the answer too, as `X-Request-Id`.
@@ -23,20 +24,20 @@ from ops.telemetry.metrics import requests_not_logged
 ID_HEADER: Final = b"x-request-id"
 # The id that a caller or a proxy gave the request is kept, where it is short and can be read in any log.
 _GIVEN_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-# An id of ours in a path is no secret; the rest of a key is.
+# The id of a key in a path is no secret; the rest of the key is.
 _KEY: Final = re.compile(r"(wl_[0-9a-f]{12})_[0-9a-zA-Z]+")
 PATH_MAX_CHARS: Final = 160
-# Whoever asks these is no caller: while they say 503, a line of its own says what is waited for.
+# Probes are no callers: while they are answered 503, a line of its own says what the gateway waits for.
 PROBES: Final = frozenset({"/healthz", "/livez", "/readyz"})
 # Lines of refusals in any window: a flood of them fills no disk, and one caller's does not hide the others'.
 WINDOW_S: Final = 10.0
 LINES_MAX: Final = 100
 LINES_OF_CALLER_MAX: Final = 20
 CALLERS_MAX: Final = 1_000
-# How many callers are named of those whose refusals were not logged.
+# Of the callers whose refusals were not logged, how many are named.
 NAMED_MAX: Final = 5
 
-# new randomness for each request would cost a call of the kernel each time
+# new randomness for each request would cost a system call each time
 _PROCESS: Final = secrets.token_hex(6)
 _COUNT: Final = itertools.count(1)
 
@@ -74,7 +75,7 @@ class Budget(Struct):
         return False
 
     def take_left_out(self) -> tuple[int, dict[str, int]]:
-        """How many were left out since it was asked last, and of whom most of them are."""
+        """How many refusals were left out since the last call, and the callers with most of them."""
         count, self.left_out_count = self.left_out_count, 0
         most = sorted(self.left_out.items(), key=lambda item: -item[1])[:NAMED_MAX]
         self.left_out.clear()
@@ -101,7 +102,7 @@ class AccessLog:
         requests_not_logged.begin()
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """*app*, which is asked over HTTP alone, with a line for each of its answers."""
+        """*app*, which serves HTTP alone, with a line for each of its answers."""
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             noted = begin(request_id_of(scope["headers"]))
@@ -122,7 +123,7 @@ class AccessLog:
                 status = status or 500  # which the server answers by itself
                 raise
             finally:
-                if self._logs_all or (status is not None and status >= 400):  # else there is nothing to say
+                if self._logs_all or (status is not None and status >= 400):  # else there is nothing to log
                     self.log_answer(
                         Answered(
                             noted=noted,
@@ -154,7 +155,8 @@ class AccessLog:
 
 
 def refuses(answered: Answered) -> bool:
-    """Whether *answered* refused somebody, or failed; a probe that is answered 503 has learned what it asked. Pure."""
+    """Whether *answered* is a refusal or a failure. A 503 to a probe is neither: it is what the probe asks for.
+    Pure."""
     if answered.status is None or (answered.status == 503 and answered.path in PROBES):
         return False
     return answered.status >= 400
@@ -179,7 +181,7 @@ def fields_of(answered: Answered) -> dict[str, Any]:
 
 
 def shown_path(path: str) -> str:
-    """*path* without a key that somebody put there, and not longer than any of ours. Pure."""
+    """*path* without a key that somebody put there, and cut to PATH_MAX_CHARS. Pure."""
     shown = _KEY.sub(r"\1_...", path)
     shown = shown if len(shown) <= PATH_MAX_CHARS else shown[:PATH_MAX_CHARS] + "..."
     return quote(shown, safe="/:@!$&'()*+,;=~-._", errors="backslashreplace")
@@ -194,10 +196,10 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def new_request_id() -> str:
-    """One that no other request of any gateway has: the process's own number, and a count."""
+    """An id that no other request of any gateway has: the process's own number, and a count."""
     return f"{_PROCESS}{next(_COUNT):08x}"
 
 
 def address_of(client: tuple[str, int] | None) -> str:
-    """Where the connection comes from: of a client, as a trusted proxy says, or of the proxy before it."""
+    """The address of the client, if a trusted proxy names it, else that of the other end of the connection."""
     return "unknown" if client is None else str(client[0])

@@ -1,9 +1,9 @@
 """Connections with bounds: what a client may make the gateway wait for or keep, and for how long.
 
 uvicorn reads a request head of any size for any time, lets a body come for ever, and waits for ever for a client that
-does not read. Here every connection that keeps the gateway waiting has a moment at which that ends: `overdue` says
-when, and one look at all connections every now and then applies it. What is refused is answered with a problem document
-where nothing was answered yet, and the connection is closed.
+does not read. Here every connection that keeps the gateway waiting has a deadline: `overdue` says when it is, and a
+regular look at all connections applies it. A client that is refused gets a problem document if nothing was answered
+yet, and the connection is closed.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from gateway.server.limits import IDLE_S, Limits, Waits, overdue
 from gateway.server.one_write import OneWrite
 from gateway.server.refusal import CONNECTIONS_FULL, NO_HTTP, Answer, ConnectionRefusal, answer_of, late_body, late_head
 
-# Connections above the limit that are still being answered so; the next one is cut without a word.
+# How many connections above the limit are still answered with a refusal; the next one is cut without an answer.
 TURNED_AWAY_MAX: Final = 64
 
 log = structlog.get_logger("connections")
@@ -35,7 +35,7 @@ class Connections:
     """All connections of one gateway, and how they are bounded."""
 
     def __init__(self, limits: Limits, access_log: AccessLog | None = None) -> None:
-        """What is refused here, before there is a request for the application, has its line in *access_log* too."""
+        """A request that is refused here, before it reaches the application, has its line in *access_log* too."""
         self.limits = limits
         self._access_log = access_log or AccessLog()
         self._open: set[BoundedProtocol] = set()
@@ -59,7 +59,7 @@ class Connections:
         return has_room
 
     def may_be_answered(self) -> bool:
-        """Whether one more that is turned away may stay for long enough to read why."""
+        """Whether one more connection that is turned away may stay for long enough to read why."""
         return len(self._turned_away) <= TURNED_AWAY_MAX
 
     def forget(self, connection: "BoundedProtocol") -> None:
@@ -68,7 +68,7 @@ class Connections:
         self._turned_away.discard(connection)
 
     def log_refused(self, answer: Answer, client: tuple[str, int] | None, scope: Mapping[str, Any]) -> None:
-        """Logs *answer*, by which a request of *client* was refused; of the *scope* of the one in hand, if any was."""
+        """Logs *answer*, which refused a request of *client*. *scope* is that of the request in hand, or empty."""
         self._access_log.log_answer(
             Answered(
                 noted=answer.noted,
@@ -175,7 +175,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Applies the bounds, as of *now_s*."""
         waits, limits = self._waits, self._all.limits
         if waits.unread_s is None and waits.leaving_s is None and self.transport.is_closing():
-            waits.unread_s = now_s  # answered and closed, but for what is left to be taken
+            waits.unread_s = now_s  # answered and closed, except for bytes that the client has yet to read
         if waits.unread_s is not None:
             waits.note_unsent(self.transport.get_write_buffer_size(), now_s)
         if self.flow.read_paused:  # by us: no fault of the client
@@ -194,7 +194,7 @@ class BoundedProtocol(HttpToolsProtocol):
                 pass
 
     def _refuse(self, refusal: ConnectionRefusal) -> None:
-        """Answers with *refusal*, unless that would stand in another answer's place, and closes."""
+        """Answers with *refusal*, unless the client would take it for the answer of another request, and closes."""
         if self._waits.leaving_s is not None or self.transport.is_closing():
             return
         self._waits.leaving_s = self.loop.time()
@@ -204,8 +204,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.write(answer.content)
             self._all.log_refused(answer, self.client, self._in_hand.scope)
         self._drop_requests()
-        # A close with bytes that nobody read resets the connection, and most clients then never see the answer: what
-        # still comes is thrown away, for `linger_s` at most.
+        # Closing a connection with unread bytes resets it, and most clients then never see the answer. So what still
+        # comes is thrown away, for `linger_s` at most.
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -213,14 +213,14 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _drop_requests(self) -> None:
-        """Nothing more of what the client asked for is answered."""
+        """Answers none of the client's other requests."""
         self.pipeline.clear()
         self._in_hand.disconnect()
 
 
 def _without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
-    """*app* for a client of HTTP/1.0, to whom chunks would be part of the body (RFC 9112, 7.1): an answer without a
-    declared length ends where the connection does, which uvicorn closes after every answer to such a client.
+    """*app* for a client of HTTP/1.0, to whom chunks would be part of the body (RFC 9112, 7.1). An answer without a
+    declared length ends with the connection, which uvicorn closes after every answer to such a client.
     """
 
     async def closing(scope: Any, receive: Any, send: Any) -> None:
@@ -250,7 +250,7 @@ def http_config(app: Any, connections: Connections, *, tls: ssl.SSLContext | Non
         log_config=None,
         access_log=False,
         server_header=False,
-        # nobody asks where a request comes from, and anybody can write these headers
+        # `behind_proxies` reads these headers, of trusted proxies alone: anybody can write them
         proxy_headers=False,
         lifespan="off",
         loop="none",

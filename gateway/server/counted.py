@@ -7,9 +7,10 @@ from gateway.server.refusal import ConnectionRefusal
 
 
 class CountedRequests:
-    """What the parser of one connection calls. It counts, notes in *waits* what is waited for, and calls *protocol*.
+    """Takes the calls of one connection's parser: counts, notes in *waits* what the gateway waits for, and calls
+    *protocol*.
 
-    A bound that is broken stops the parser by ValueError, which comes out of `feed_data` as an HttpParserError; then
+    A bound that is broken stops the parser by a ValueError, which comes out of `feed_data` as an HttpParserError; then
     `refusal` says why.
     """
 
@@ -20,7 +21,7 @@ class CountedRequests:
         self.is_in_head = False
         """Whether a request head has begun, and is not complete."""
         self.refusal: ConnectionRefusal | None = None
-        """Which bound the parser was stopped for."""
+        """Why the parser was stopped: the bound that was broken."""
 
     def receive(self, size_bytes: int, *, is_answering: bool) -> None:
         """A piece of *size_bytes* has come, and is about to be parsed; *is_answering*: an answer is on its way."""
@@ -31,7 +32,7 @@ class CountedRequests:
             self._head_bytes += size_bytes
 
     def head_grew_too_large(self) -> ConnectionRefusal | None:
-        """Why a head whose end has not come is refused; None where it may go on."""
+        """Why a request head without its end is refused; None if it may go on."""
         return self._too_large() if self.is_in_head and self._head_bytes > self._limits.head_max_bytes else None
 
     # What the parser reports
@@ -72,7 +73,7 @@ class CountedRequests:
         self._protocol.on_message_complete()
 
     def _count_head(self, read_bytes: int) -> None:
-        # a head that came in one piece with a body is counted here; one whose end is missing, by the piece
+        # a head that came in one piece with a body is counted here; a head without its end, by `receive`
         self._head_read_bytes += read_bytes
         if self._head_read_bytes > self._limits.head_max_bytes:
             self._stop(self._too_large())

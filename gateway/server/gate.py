@@ -21,10 +21,10 @@ class GateAnswer(Struct, frozen=True):
 
 
 def answer_before(path: str, *, models: Iterable[str], waits_for: str) -> GateAnswer:
-    """What a gateway of *models*, which *waits_for* something, answers at *path*. Pure.
+    """What a gateway of *models* answers at *path* while it *waits_for* something. Pure.
 
-    1. `/livez`: 200, as a process that waits needs no new start.
-    2. `/readyz`: 503, in the form that it always has, and why.
+    1. `/livez`: 200, as a process that waits needs no restart.
+    2. `/readyz`: 503, in its usual form, with the reason.
     3. All else: 503 `starting`. Nothing of the request is read.
     """
     if path == "/livez":  # 1
@@ -59,7 +59,7 @@ class Gate:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """As ASGI has it."""
+        """The interface of ASGI."""
         if self._app is not None:
             await self._app(scope, receive, send)
             return

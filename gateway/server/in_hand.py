@@ -1,4 +1,4 @@
-"""The request of a connection that is being answered. Later ones, which came before the answer, wait behind it."""
+"""The request that a connection is answering. Pipelined requests, which came before the answer, wait behind it."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class RequestInHand:
 
     @property
     def is_answering(self) -> bool:
-        """Whether its answer is not complete."""
+        """Whether its answer is still incomplete."""
         return self._cycle is not None and not self._cycle.response_complete
 
     @property
@@ -36,9 +36,10 @@ class RequestInHand:
         return self._cycle is newest and not (is_in_head or self._cycle.response_started)
 
     def disconnect(self) -> None:
-        """Lets whoever serves the request know that the client is gone.
+        """Notifies the application that the client is gone.
 
-        uvicorn lets the newest request know only. One that was sent behind it would keep an event stream open for ever.
+        uvicorn notifies only the newest request, so a request that was sent behind an event stream would keep the
+        stream open for ever.
         """
         if self._cycle is not None and not self._cycle.response_complete:
             self._cycle.disconnected = True

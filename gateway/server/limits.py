@@ -14,11 +14,11 @@ BODY_IDLE_S: Final = 10.0
 BODY_S: Final = 60.0
 UNREAD_S: Final = 30.0
 LINGER_S: Final = 2.0
-# Longer than clients keep a connection that is idle (httpx and the `openai` client 5 s, aiohttp 15 s): one that lets go
+# Longer than clients keep an idle connection (httpx and the `openai` client 5 s, aiohttp 15 s): a client that closes
 # first never sends a request into a connection that is being closed.
 IDLE_S: Final = 20.0
 CONNECTIONS_MAX: Final = 4_096
-# Requests that came before the answer to the one before. The answers come in order, so they only wait.
+# Pipelined requests, which came before the answer to an earlier one. The answers come in order, so they only wait.
 PIPELINED_MAX: Final = 16
 # File descriptors for all else: nats-server, the artifact store, the log, and connections that are turned away.
 RESERVED_FDS: Final = 256
@@ -27,9 +27,9 @@ RESERVED_FDS: Final = 256
 class Limits(Struct, frozen=True, kw_only=True):
     """The bounds of one gateway's connections.
 
-    *head_s*: to send a whole request head, from the connection or the first byte on. *body_idle_s*, *body_s*: without
-    a byte of a body, and for all of it. *unread_s*: without taking a byte of an answer that waits to be sent.
-    *linger_s*: to read a refusal before the connection is cut.
+    How long a client may take: *head_s* to send a whole request head, from the connection or the first byte on;
+    *body_idle_s* without sending a byte of a body, and *body_s* for all of it; *unread_s* without reading a byte of an
+    answer that waits to be sent; *linger_s* to read a refusal before the connection is cut.
     """
 
     head_s: float = HEAD_S
@@ -44,12 +44,13 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     @property
     def look_every_s(self) -> float:
-        """How often connections are looked at; a bound is exceeded by so much at most."""
+        """How often connections are looked at; a bound is exceeded by this much at most."""
         return min(1.0, self.head_s / 4, self.body_idle_s / 4, self.body_s / 4, self.unread_s / 4, self.linger_s / 4)
 
 
 class Waits(Struct, kw_only=True):
-    """Since when a connection keeps the gateway waiting, and for what, by the loop's clock; None for what it does not.
+    """Since when a connection keeps the gateway waiting, and for what, by the loop's clock; None for what the gateway
+    does not wait for.
 
     *body_moved_s* is when a byte of the body came last. *unread_s* is when the client last took a byte of the
     *unsent_bytes* that wait to be sent to it. *leaving_s* is when it was refused.
@@ -63,7 +64,7 @@ class Waits(Struct, kw_only=True):
     unsent_bytes: int = 0
 
     def note_unsent(self, unsent_bytes: int, now_s: float) -> None:
-        """At *now_s* so many bytes wait to be sent; where they are fewer than before, the client has read."""
+        """Notes that *unsent_bytes* wait to be sent at *now_s*; if they are fewer than before, the client has read."""
         if unsent_bytes < self.unsent_bytes:
             self.unread_s = now_s
         self.unsent_bytes = unsent_bytes
@@ -85,7 +86,7 @@ Overdue = Literal["leaving", "unread", "head", "body"]
 
 
 def overdue(waits: Waits, limits: Limits, now_s: float) -> Overdue | None:
-    """What a client has let the gateway wait for too long at *now_s*, by the first of these that applies. Pure.
+    """What a client has kept the gateway waiting for too long at *now_s*, by the first of these that applies. Pure.
 
     1. leaving: it was refused, and has had the time to read that.
     2. unread: it takes no byte of its answer.

@@ -1,16 +1,16 @@
-"""Head and body of an answer in one write: each write is a call of the kernel and, most often, a packet."""
+"""Head and body of an answer in one write: each write is a system call and, most often, a packet."""
 
 import asyncio
 from typing import Any, Final
 
-# What is longer is not copied to save a call.
+# Longer writes are not copied just to save a system call.
 HELD_MAX_BYTES: Final = 16 * 1024
 
 
 class OneWrite:
     """A *transport* that joins a short write with the one that follows it before anything else runs in *loop*.
 
-    Whatever else is asked of it comes after what was written, as with the transport itself.
+    Every other operation comes after what was written, as with the transport itself.
     """
 
     __slots__ = ("_held", "_loop", "_transport")

@@ -1,8 +1,8 @@
-"""Behind a reverse proxy: under which path the API is served, and who is believed about that.
+"""Behind a reverse proxy: under which path the API is served, and which proxies may say so.
 
 Anybody can send `X-Forwarded-…`, so these headers count only from an address that the operator named. The prefix is
-taken off a path that has it, whether a proxy leaves it there or not. Handlers find it in the scope as `root_path`, and
-put it before every path in an answer. No such path names a scheme or a host.
+removed from a path that has it, whether or not a proxy has removed it already. Handlers find it in the scope as
+`root_path`, and put it before every path in an answer. No such path names a scheme or a host.
 """
 
 import ipaddress
@@ -19,11 +19,11 @@ _PREFIX: Final = b"x-forwarded-prefix"
 
 
 def prefix_of(said: Sequence[str], own: str) -> str:
-    """The path in front of the API, of what a trusted proxy *said* in `X-Forwarded-Prefix`. Pure.
+    """The path in front of the API, by the values of `X-Forwarded-Prefix` that a trusted proxy *said*. Pure.
 
     1. It said nothing: *own*, the gateway's setting.
-    2. Each proxy on the way added what it took off, the outermost first: all of them, one after the other.
-    3. One of them is no such path: *own*.
+    2. Each proxy on the way added the prefix that it removed, the outermost first: all of them, one after the other.
+    3. One of them is no prefix: *own*.
     """
     if not said:  # 1
         return own
@@ -43,13 +43,13 @@ def is_trusted(peer: str | None, trusted: Sequence[Network]) -> bool:
     """Whether *peer*, the address of a connection, lies in one of *trusted*. Pure."""
     try:
         address = ipaddress.ip_address(peer or "")
-    except ValueError:  # a socket that is no file of the network
+    except ValueError:  # a socket without a network address
         return False
     return any(address in network for network in trusted)
 
 
 def behind_proxies(app: Any, root_path: str, trusted: Sequence[Network]) -> Any:
-    """*app*, as served under *root_path*, or under what one of the *trusted* proxies says.
+    """*app*, as served under *root_path*, or under the path that one of the *trusted* proxies names.
 
     From a trusted proxy, `X-Forwarded-For` names the client in the scope, and `X-Forwarded-Proto` the scheme.
     """

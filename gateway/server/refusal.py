@@ -1,4 +1,4 @@
-"""A connection that is refused before, or instead of, an answer of the application: why, and the bytes that say so."""
+"""A refusal of a connection, before or instead of an answer of the application: why, and the bytes that say so."""
 
 from http import HTTPStatus
 
@@ -36,7 +36,7 @@ def late_body(limits: Limits) -> ConnectionRefusal:
 
 
 class Answer(Struct, frozen=True):
-    """An answer of HTTP/1.1 that closes the connection, and what its line in the access log says of it."""
+    """An answer of HTTP/1.1 that closes the connection, and what its line in the access log holds."""
 
     content: bytes
     status: int

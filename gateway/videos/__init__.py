@@ -1,1 +1,1 @@
-"""OpenAI's video API and ours: what a request means, how a task is shown, how an error is said. Pure (ADR 0046)."""
+"""Translates between OpenAI's video API and ours: requests, tasks and errors. Pure (ADR 0046)."""

@@ -6,9 +6,10 @@ from typing import Final
 from contracts.api.problems import Problem
 from contracts.api.videos import VideoApiError, VideoApiErrorBody
 
-# Everything below it speaks as clients of OpenAI expect, errors included.
+# Every answer below this path has the form that clients of OpenAI expect, errors included.
 PREFIX: Final = "/v1/"
-# Sent again at once, these meet the same answer, or cost a second generation.
+# A request that failed with one of these gets the same answer if it is sent again at once, or costs a second
+# generation.
 _FINAL: Final = frozenset({"queue_overloaded", "generation_failed"})
 # Tells the client not to send the request again by itself, whatever its status.
 NOT_AGAIN: Final[Mapping[str, str]] = {"x-should-retry": "false"}
@@ -43,6 +44,6 @@ def error_type(status: int) -> str:
 
 
 def retry_headers(problem: Problem) -> dict[str, str]:
-    """What tells the client whether to send the same request again by itself, where its own rule would be wrong: it
-    sends a 5xx again twice."""
+    """The headers that tell the client not to send the same request again by itself, where its own rule would be wrong:
+    it sends a 5xx again twice."""
     return dict(NOT_AGAIN) if problem.code in _FINAL else {}

@@ -1,8 +1,8 @@
-"""The fields of a request to `/v1/videos`, as those of `POST /generate`. Pure.
+"""Translates the fields of a request to `/v1/videos` into those of `POST /generate`. Pure.
 
-They are OpenAI's, vLLM-Omni's under the same names, and `priority`, `labels`, `webhook` and `keep_s` of our own. What
-they come to is judged by `contracts.generation.request.validate`, like every other request; an error names the field
-as sent.
+They are OpenAI's, vLLM-Omni's under the same names, and `priority`, `labels`, `webhook` and `keep_s` of our own.
+`contracts.generation.request.validate` judges the result, as it does every other request; an error names the field as
+the client sent it.
 """
 
 import json
@@ -43,7 +43,7 @@ FIELDS: Final = (
     "keep_s",
     "user",
 )
-# The fields that mean what another one means at `POST /generate`.
+# The fields that have another name at `POST /generate`.
 _SAME: Final[Mapping[str, str]] = {"num_inference_steps": "steps", "guidance_scale": "cfg"}
 _AS_THEY_ARE: Final = (
     "model",
@@ -61,7 +61,7 @@ _AS_THEY_ARE: Final = (
 )
 # The image, by OpenAI's name and by vLLM-Omni's.
 IMAGES: Final = ("input_reference", "image_reference")
-# What a field is called where the request does not say.
+# The name of a field in errors if the request used none of its names.
 NAMED: Final[Mapping[str, str]] = {"image": IMAGES[0]}
 _SIZE: Final = re.compile(r"([0-9]{1,5})[xX]([0-9]{1,5})")
 _SECONDS: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
@@ -73,8 +73,8 @@ class UnknownModel(ValueError):
 
 
 class Translation(Struct):
-    """A request on its way: *body* is one of `POST /generate`; *named* has the names that the client used for fields of
-    it; *errors* is what is wrong by itself."""
+    """A request in translation: *body* is that of `POST /generate`; *named* has the names that the client used for its
+    fields; *errors* is what is wrong before `validate` judges it."""
 
     body: dict[str, Any]
     named: dict[str, str]
@@ -109,7 +109,7 @@ def accepted(sent: Mapping[str, Any], catalog: Catalog) -> AcceptedRequest:
         request = validate(made.body, catalog)
     except InvalidRequest as refusal:
         found = [as_named(error, made.named) for error in refusal.errors]
-        # a field that could not be read at all is absent for the rest, and said once
+        # a field that could not be read is absent from the body: only the error about that is listed
         known = {error.pointer for error in made.errors}
         made.errors.extend(error for error in found if error.pointer not in known)
         raise InvalidRequest(_ordered(made.errors)) from None
@@ -136,15 +136,16 @@ def as_named(error: FieldError, named: Mapping[str, str] = NAMED) -> FieldError:
 
 
 def model_when_absent(catalog: Catalog, *, has_image: bool) -> ModelEntry | None:
-    """The one model that makes videos from text, or with an image from one; None where there are several, or none."""
+    """The one model that makes videos from text, or from an image if *has_image*; None if there are several, or
+    none."""
     unfit = "unsupported" if has_image else "required"
     found = [entry for entry in catalog.models.values() if entry.constraints.image.presence != unfit]
     return found[0] if len(found) == 1 else None
 
 
 def frames_of(seconds: float, *, fps: int, step: int, offset: int) -> int:
-    """How many frames last *seconds* from the first to the last, as near as *step* k + *offset* comes; of two that are
-    equally near, the longer."""
+    """How many frames last *seconds* from the first to the last: the value of *step* k + *offset* that is nearest, and
+    of two that are equally near the larger."""
     wanted = seconds * fps + 1
     return offset + step * math.floor((wanted - offset) / step + 0.5)
 
@@ -177,7 +178,7 @@ def _take_image(sent: Mapping[str, Any], made: Translation) -> None:
         made.errors.append(_twice(given[1], name))
     made.named["image"] = name
     value = sent[name]
-    if isinstance(value, str) and value.lstrip().startswith("{"):  # as vLLM-Omni's forms have it
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # as in vLLM-Omni's forms
         try:
             value = parse_body(value.encode())
         except MalformedBody:
@@ -221,7 +222,7 @@ def _take_seconds(sent: Mapping[str, Any], entry: ModelEntry | None, made: Trans
         return
     limits = entry.constraints
     fps = made.body.get("fps")
-    if type(fps) is not int or fps < 1:  # judged by itself
+    if type(fps) is not int or fps < 1:  # `validate` judges it
         fps = limits.fps.value_when_absent or 1
     field = limits.num_frames
     fewest, most = (field.fixed, field.fixed) if field.fixed is not None else (field.minimum, field.maximum)

@@ -1,6 +1,6 @@
 """The parts of a form as the fields of a JSON body. Pure.
 
-The client of OpenAI writes what is nested as `webhook[url]`, and a list as `webhook[events][]`, once for each entry.
+The client of OpenAI writes a nested field as `webhook[url]`, and a list as `webhook[events][]`, once for each entry.
 """
 
 import re
@@ -34,14 +34,14 @@ class VideoFormFields:
         return name.partition("[")[0] in IMAGES
 
     def add_image(self, name: str, content: bytes, _: str) -> None:
-        """The part with a file. One that is empty is a form in which no file was chosen. What it is declared as does
-        not count: the client of OpenAI says nothing of raw bytes. Raises MalformedBody for a second one."""
+        """The part with a file. An empty one means that no file was chosen in the form. Its declared type does not
+        count: the client of OpenAI declares none for raw bytes. Raises MalformedBody for a second one."""
         if content:
             self._put(self.values, name, ImageFile(content), name)
 
     def add_text(self, part: str, content: bytes) -> None:
-        """A part without a file. A number is one where its field takes numbers, and its text where it is none. Raises
-        MalformedBody for one that is no UTF-8, whose name cannot be read, or that comes twice."""
+        """A part without a file. If its field takes numbers it becomes a number, or stays text if it is none. Raises
+        MalformedBody for a part that is not UTF-8, whose name cannot be read, or that comes twice."""
         found = _NAME.fullmatch(part)
         if found is None:
             raise MalformedBody(f"a part of the form has the name {shown(part)!a}, which is none of a field")

@@ -1,4 +1,4 @@
-"""A task as `/v1/videos` shows it, and when it is worth asking for it again. Pure."""
+"""A task as `/v1/videos` shows it, and when a client should ask for it again. Pure."""
 
 import math
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ STATUSES: Final[Mapping[TaskStatus, Status]] = {
     TaskStatus.DONE: "completed",
     TaskStatus.FAILED: "failed",
 }
-# What the client waits by itself where nothing is said, and so before anything was measured.
+# The client's own interval, also used before anything was measured.
 POLL_UNKNOWN_MS: Final = 1_000
 POLL_MIN_MS: Final = 250
 POLL_MAX_MS: Final = 10_000
-# The client asks once how long to wait, and then waits that long each time: a tenth of what is expected finds the end
-# late by a tenth at most, with ten questions.
+# The client learns its poll interval once, and then keeps it. A tenth of the expected time finds the end late by a
+# tenth at most, with ten polls.
 POLLS: Final = 10
 
 
@@ -47,7 +47,7 @@ def video_of(task: GenerationTask, *, keep_s: float) -> VideoJob:
 
 
 def progress_of(task: GenerationTask) -> int:
-    """The share of its steps that are made, in percent; 100 only once the video is there."""
+    """The share of its steps that are finished, in percent; 100 only once the video is there."""
     if task.status is TaskStatus.DONE:
         return 100
     if task.progress is None or task.progress.steps < 1:
@@ -61,8 +61,8 @@ def seconds_of(num_frames: int, fps: int) -> str:
 
 
 def poll_after_ms(*, wait_s: float | None, run_s: float | None) -> int:
-    """After how many milliseconds it is worth asking again for a task that will probably wait for *wait_s* and then run
-    for *run_s*; None where either is not known."""
+    """After how many milliseconds to ask again for a task that will probably wait for *wait_s* and then run for
+    *run_s*; each is None if it is not known."""
     if wait_s is None or run_s is None:
         return POLL_UNKNOWN_MS
     return max(POLL_MIN_MS, min(POLL_MAX_MS, math.ceil(1_000 * (wait_s + run_s) / POLLS)))

@@ -1,4 +1,4 @@
-"""Sends the deliveries of webhooks, in the one gateway that leads; another takes over when it goes."""
+"""Sends the deliveries of webhooks, in the one gateway that leads; another takes over when that one is gone."""
 
 import asyncio
 import random
@@ -29,19 +29,19 @@ from ops.telemetry import metrics
 from ops.waiting import set_within
 
 WEBHOOKS_WORK: Final = "webhooks"
-# So that a clock that was set is noticed.
+# Bounded, so that a clock that was set is noticed.
 SLEEP_MAX_S: Final = 5.0
-# After an attempt that could not be made, as when the server did not answer.
+# After an attempt that could not be made, as when nats-server did not answer.
 RETRY_S: Final = 1.0
 UNSEALED_RETRY_S: Final = 60.0
-# A gateway that leaves lets attempts end for so long: one that is cut off is made again by the next one.
+# A gateway that stops lets running attempts end for this long: the next leader makes an attempt again that is cut off.
 LAST_ATTEMPTS_S: Final = 3.0
 
 log = structlog.get_logger("webhooks")
 
 
 class Delivering:
-    """The sending of deliveries, by the gateway that leads. *begin* it once somebody wants to be told of anything."""
+    """The sending of deliveries, by the gateway that leads. *begin* it once there may be something to deliver."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class Delivering:
         return self._leader.is_leader(time.monotonic())
 
     def begin(self) -> None:
-        """There is something to deliver, or will be: from now on this gateway stands for the leadership."""
+        """There is something to deliver, or will be: from now on this gateway campaigns for the leadership."""
         self._is_wanted.set()
 
     async def run(self) -> None:
-        """Stands for the leadership, and delivers while it has it, until cancelled."""
+        """Campaigns for the leadership, and delivers while it has it, until cancelled."""
         await self._is_wanted.wait()
         await self._leader.start()
         while True:
@@ -84,7 +84,7 @@ class Delivering:
                 await self._leader.resign()
 
     async def leave(self) -> None:
-        """Begins no attempt any more, and lets those that run end, for LAST_ATTEMPTS_S at most."""
+        """Begins no further attempt, and lets running ones end, for LAST_ATTEMPTS_S at most."""
         self._is_leaving = True
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=LAST_ATTEMPTS_S)
@@ -98,8 +98,8 @@ class Delivering:
         self._sooner.set()
 
     def on_endpoints(self, caller: str | None = None) -> None:
-        """The endpoints of *caller*, or of anybody, have changed: what is to be sent to one that was removed is given
-        up now, and not when it would have been sent."""
+        """The endpoints of *caller*, or of any caller, have changed. Deliveries to an endpoint that was removed are
+        given up now, and not when they would have been sent."""
         now = datetime.now(UTC)
         for delivery in self._deliveries.pending():
             if caller in (None, delivery.caller) and not self._registry.knows_receiver_of(delivery):
@@ -130,7 +130,7 @@ class Delivering:
             may_begin = self.is_leading and not self._is_leaving
             delivery = self._lineup.take(now) if may_begin else None
             if delivery is None:
-                # one that leaves, or is about to lose the leadership, takes nothing, though much may be due
+                # a gateway that stops, or is about to lose the leadership, takes nothing, though much may be due
                 least_s = 0.0 if may_begin else RETRY_S
                 await set_within(max(least_s, self._wait_s(now)), self._sooner)
                 continue
@@ -164,7 +164,7 @@ class Delivering:
             _put(lineup, known, datetime.now(UTC) + timedelta(seconds=again_s))
 
     async def _deliver(self, name: str) -> None:
-        # of the server: what is in memory may be a moment old, and may have been sent since
+        # read from nats-server: the copy in memory may be behind, and the delivery may have been sent since
         entry = await self._bucket.get(name)
         now = datetime.now(UTC)
         if entry is None or entry.value is None or entry.value.status != "pending":
@@ -205,14 +205,15 @@ class Delivering:
         answer: WebhookAnswer,
         follows: Delivered | Again | Dead,
     ) -> None:
-        """Stores what came of an attempt, however long that takes: until then the attempt would be made again."""
+        """Stores the result of an attempt, however long that takes: until it is stored, the attempt would be made
+        again."""
         settled = settle(delivery, answer, follows, datetime.now(UTC))
         while True:
             try:
                 revision = await self._bucket.update(settled.id, settled, revision=entry.revision)
                 break
             except WrongRevision:
-                return  # somebody asked for it again meanwhile, or this gateway had lost the leadership
+                return  # a caller asked for it again meanwhile, or this gateway had lost the leadership
             except TransportUnavailable:
                 if not self.is_leading:
                     raise
@@ -234,7 +235,7 @@ class Delivering:
 def settle(
     delivery: WebhookDelivery, answer: WebhookAnswer, follows: Delivered | Again | Dead, now: datetime
 ) -> WebhookDelivery:
-    """*delivery* after an attempt that had *answer*, and what *follows* from it. Pure."""
+    """*delivery* after an attempt with *answer*, and what *follows* from that. Pure."""
     last = DeliveryTry(at=now, status=answer.status, error=answer.error, took_s=round(answer.took_s, 3))
     match follows:
         case Again(at):

@@ -1,6 +1,6 @@
-"""Whose delivery is sent next. Pure: the clock is an argument.
+"""Which delivery is sent next. Pure: the clock is an argument.
 
-A receiver that is slow takes its own places alone, and a caller with many such receivers no place of another caller's.
+A slow receiver takes up only its own places, and a caller with many slow receivers takes no place of another caller.
 """
 
 import heapq
@@ -18,8 +18,9 @@ PER_CALLER: Final = 16
 
 
 def receiver_of(delivery: WebhookDelivery) -> str:
-    """Whose places *delivery* takes: its endpoint's, so that one that is slow delays no other one of its host; of
-    addresses that requests name, which may be any number, those of the host."""
+    """The receiver whose places *delivery* takes. An endpoint has places of its own, so that a slow one does not
+    delay others of its host. The addresses that a caller's requests name, which may be any number, share those of
+    their host."""
     try:
         authority = parse_url(delivery.url).authority
     except BadUrl:
@@ -46,18 +47,18 @@ class Lineup:
         self._of_receiver: Counter[tuple[str, str]] = Counter()
 
     def put(self, delivery: str, *, caller: str, receiver: str, at: datetime) -> None:
-        """*delivery* is to be sent *at* that moment, and no more when it was to be sent before."""
+        """*delivery* is to be sent *at* that moment, which replaces any moment set before."""
         entry = _Entry(caller, receiver, at)
         if self._entries.get(delivery) != entry:
             self._entries[delivery] = entry
             heapq.heappush(self._later, (at, delivery))
 
     def drop(self, delivery: str) -> None:
-        """*delivery* is not to be sent any more; one that was not in line is fine."""
+        """*delivery* is not to be sent any more; it need not be in line."""
         self._entries.pop(delivery, None)
 
     def take(self, now: datetime) -> str | None:
-        """The next delivery that is due and has a place, which it has until `over`; None where there is none."""
+        """The next delivery that is due and has a place, which it keeps until `over`; None if there is none."""
         self._let_in(now)
         for caller in tuple(self._due):
             if self._of_caller[caller] >= self._per_caller:
@@ -70,7 +71,7 @@ class Lineup:
         return None
 
     def over(self, delivery: str) -> None:
-        """The attempt has ended, and its place is free."""
+        """The attempt of *delivery* has ended, and its place is free."""
         caller, receiver = self._sending.pop(delivery)
         self._of_caller -= Counter([caller])
         self._of_receiver -= Counter([(caller, receiver)])

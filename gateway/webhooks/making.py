@@ -1,7 +1,8 @@
-"""Makes deliveries of what the records say: one for each event and endpoint, however often one looks (ADR 0044).
+"""Makes deliveries from the task records: one for each event and endpoint, however often it looks at a record (ADR
+0044).
 
-Nothing is kept of how far the making has come. A delivery has a key of its own, which can be created once: so a gateway
-that takes over looks at every record anew, and makes what is missing.
+The making stores no position of its own. Each delivery has its own key, which can be created once. So a gateway that
+takes over looks at every record anew, and makes what is missing.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ class Making:
         self._bucket = Bucket(link, WEBHOOK_DELIVERIES)
         self._tasks, self._endpoints, self._deliveries = tasks, endpoints, deliveries
         self._to_look_at: dict[str, None] = {}
-        # the revision at which nothing was missing, by task: it is not read again for nothing
+        # by task, the revision at which nothing was missing: that revision is not read again
         self._made: dict[str, int] = {}
         self._looked_s = 0.0
         self._gone = 0
@@ -52,7 +53,7 @@ class Making:
         self._seldom = Seldom()
 
     def concerns(self, task: GenerationTask) -> bool:
-        """Whether somebody wants to be told of *task*."""
+        """Whether any receiver is to be notified of *task*."""
         return task.webhook is not None or bool(self._endpoints.of(task.caller))
 
     def on_task(self, task: GenerationTask) -> None:
@@ -62,7 +63,7 @@ class Making:
             self._sooner.set()
 
     def on_caller(self, caller: str) -> None:
-        """The endpoints of *caller* have changed: what ended just before this was known is looked at again."""
+        """The endpoints of *caller* have changed: tasks that ended just before this was known are looked at again."""
         for row in self._tasks.index.rows():
             if row.caller == caller:
                 self._made.pop(row.id, None)
@@ -71,7 +72,7 @@ class Making:
         self._sooner.set()
 
     async def run(self) -> None:
-        """Makes what is missing, and what comes to be, until cancelled."""
+        """Makes missing deliveries, and new ones as they come, until cancelled."""
         self._looked_s = 0.0
         self._made.clear()
         while True:
@@ -112,7 +113,7 @@ class Making:
         return any(delivery_id(row.id, event, target) not in self._deliveries for target in self._targets(row, event))
 
     def _targets(self, row: TaskRow, event: WebhookEvent) -> Iterator[str]:
-        # more than there are in truth, so that a record is read in vain and never passed over
+        # may be too many: a record may be read in vain, but is never skipped
         endpoints = self._endpoints.of(row.caller)
         for endpoint in endpoints:
             if endpoint.disabled_at is None and endpoint.since <= row.written_at:
@@ -120,7 +121,7 @@ class Making:
         if row.webhook and not endpoints:
             yield requests_id(row.caller)
         elif row.webhook:
-            yield ""  # its address may be one of those: its record says so
+            yield ""  # its address may be that of one of those endpoints: its record says so
 
     async def _make(self, task_id: str) -> None:
         snapshot = await self._tasks.get(task_id)
@@ -134,7 +135,7 @@ class Making:
             try:
                 revision = await self._bucket.create(delivery.id, delivery)
             except WrongRevision:
-                continue  # it is there, and on its way by the watch
+                continue  # it is there, and the watch will bring it
             self._deliveries.take_in(delivery, revision, delivery.made_at)
             log.info("delivery_made", delivery=delivery.id)
         self._made[task_id] = snapshot.revision

@@ -1,4 +1,4 @@
-"""Tells receivers how far a task has come: as it comes, every 2 s at most, once and never again."""
+"""Notifies receivers of the progress of a task: every 2 s at most, and at most once, without another try."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ from ops.nats.errors import TransportUnavailable
 from ops.telemetry import metrics
 
 EVERY_S: Final = 2.0
-# A caller whose receivers are so slow that more of them hang is told less often.
+# A caller whose slow receivers hold up this many sends is notified less often.
 PER_CALLER: Final = 4
 
 log = structlog.get_logger("webhooks")

@@ -25,7 +25,8 @@ from ops.nats.errors import WrongRevision
 from ops.nats.link import NatsLink
 
 _ID_BYTES: Final = 8
-# Of several rotations within one overlap the newest secrets sign: a header with hundreds of signatures helps nobody.
+# After several rotations within one overlap only the newest secrets sign: a header with hundreds of signatures helps
+# nobody.
 SECRETS_MAX: Final = 4
 _TOO_MANY: Final = f"{ENDPOINTS_PER_CALLER_MAX} endpoints are registered; remove one first"
 
@@ -35,11 +36,11 @@ class NoSuchEndpoint(Exception):
 
 
 class TooManyEndpoints(Exception):
-    """The caller has as many as one may have."""
+    """The caller has as many endpoints as a caller may have."""
 
 
 class Registry:
-    """Changes KV `webhooks`, by compare-and-set. What is awaited raises TransportUnavailable."""
+    """Changes KV `webhooks`, by compare-and-set. Every coroutine may raise TransportUnavailable."""
 
     def __init__(self, link: NatsLink, endpoints: EndpointBoard, sealer: Sealer) -> None:
         self._bucket = Bucket(link, ENDPOINTS)
@@ -48,7 +49,8 @@ class Registry:
     async def add(
         self, caller: str, url: str, events: tuple[str, ...], *, now: datetime
     ) -> tuple[WebhookEndpoint, str]:
-        """Registers *url* for *caller*; the endpoint, and the only copy of its secret. Raises TooManyEndpoints."""
+        """Registers *url* for *caller*. Returns the endpoint, and the only copy of its secret. Raises
+        TooManyEndpoints."""
         if len(self._endpoints.of(caller)) >= ENDPOINTS_PER_CALLER_MAX:
             raise TooManyEndpoints(_TOO_MANY)
         while True:
@@ -61,10 +63,10 @@ class Registry:
             return made, secret
 
     async def _require_room(self, made: WebhookEndpoint, revision: int) -> None:
-        """Raises TooManyEndpoints, and removes *made* again, where its caller had as many as one may have before it.
+        """Raises TooManyEndpoints, and removes *made* again, if its caller already had as many as a caller may have.
 
-        Asked of the server after the fact: what is in memory may be behind, and of two gateways at once the later one
-        sees the other's. One that was changed since counts as older by when it was made.
+        It asks nats-server after the fact, since the copy in memory may be behind: if two gateways add endpoints at
+        once, the later one sees the other's. An endpoint that was changed since counts as older by its *made_at*.
         """
         older = [
             entry.key
@@ -82,7 +84,7 @@ class Registry:
     async def rotate(
         self, endpoint: str, *, now: datetime, overlap_s: float = OVERLAP_S
     ) -> tuple[WebhookEndpoint, str]:
-        """A new secret for *endpoint*; the ones before it sign as well for *overlap_s* more. Raises NoSuchEndpoint."""
+        """A new secret for *endpoint*; earlier ones sign as well for *overlap_s* more. Raises NoSuchEndpoint."""
         secret = new_secret()
 
         def rotated(known: WebhookEndpoint) -> WebhookEndpoint:
@@ -125,7 +127,8 @@ class Registry:
         )
 
     async def get(self, endpoint: str) -> WebhookEndpoint | None:
-        """The endpoint, from memory or else from the server: what is in memory may be behind. None without one."""
+        """The endpoint, from memory, or else from nats-server, since the copy in memory may be behind. None if there is
+        none."""
         known = self._endpoints.get(endpoint)
         if known is not None:
             return known
@@ -148,13 +151,13 @@ class Registry:
             return made
 
     async def receiver_of(self, delivery: WebhookDelivery, *, now: datetime) -> WebhookEndpoint | None:
-        """Whose secrets sign *delivery*; None where the endpoint was removed."""
+        """The endpoint whose secrets sign *delivery*; None if it was removed."""
         if delivery.endpoint == requests_id(delivery.caller):
             return await self.for_requests(delivery.caller, now=now)
         return await self.get(delivery.endpoint)
 
     def knows_receiver_of(self, delivery: WebhookDelivery) -> bool:
-        """As `receiver_of`, by what is in memory."""
+        """Whether `receiver_of` finds an endpoint, by the copy in memory."""
         return delivery.endpoint == requests_id(delivery.caller) or self._endpoints.get(delivery.endpoint) is not None
 
     def secrets_of(self, endpoint: WebhookEndpoint, now: datetime) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ SECRET_BYTES: Final = 32
 
 
 class BadSealingKey(Exception):
-    """The key that seals secrets cannot be used. The text says what to do, and does not repeat it."""
+    """The key that seals secrets cannot be used. The text says what to do, and does not repeat the key."""
 
 
 class CannotUnseal(Exception):
@@ -27,7 +27,8 @@ class Sealer:
     """Seals and opens secrets. Its repr holds no key."""
 
     def __init__(self, keys: str) -> None:
-        """*keys*, parted by blanks or commas, as `Fernet.generate_key` makes them: the first one seals, each opens.
+        """*keys*, separated by blanks or commas, in the form of `Fernet.generate_key`: the first one seals, any of them
+        opens.
 
         Raises BadSealingKey.
         """
@@ -60,9 +61,9 @@ def new_secret() -> str:
 
 
 def sealing_keys(data_dir: Path, given: str | None) -> str:
-    """*given* where it is one, else what the file in *data_dir* holds, which is made where it is missing.
+    """*given* if it is set, else the content of the key file in *data_dir*, which is made if it is missing.
 
-    Gateways that share the folder share the key, also when they start at once. Raises BadSealingKey.
+    Gateways that share the folder share the key, even if they start at once. Raises BadSealingKey.
     """
     if given:
         return given
@@ -83,7 +84,7 @@ def _make(file: Path) -> None:
         new.flush()
         os.fsync(new.fileno())
     try:
-        # whole at once, and never over one that another gateway has just made
+        # the file appears whole, and never replaces one that another gateway has just made
         with contextlib.suppress(FileExistsError):
             os.link(part, file)
     finally:

@@ -1,6 +1,6 @@
 """One attempt to deliver a webhook. The guards are those of `gateway.outbound`.
 
-Nothing of an answer but its head is read, and whoever does not answer in ATTEMPT_S has failed.
+Only the head of an answer is read. An attempt without an answer in ATTEMPT_S has failed.
 """
 
 import asyncio
@@ -32,7 +32,8 @@ class WebhookSender:
         trusted: ssl.SSLContext | None = None,
         attempt_s: float = ATTEMPT_S,
     ) -> None:
-        """*resolve* is the system's resolver unless another is given; *trusted* is whose certificates count."""
+        """*resolve* is the system's resolver unless another is given; *trusted* holds the certificate authorities to
+        trust."""
         self._outbound = Outbound(allowed, option=OPTION, timeout_s=attempt_s, resolve=resolve, trusted=trusted)
         self._attempt_s = attempt_s
 
@@ -41,7 +42,7 @@ class WebhookSender:
         await self._outbound.close()
 
     async def objection_to(self, url: NamedUrl) -> str | None:
-        """Why nothing may be sent to *url* now; None where it may be, by every address that its host has."""
+        """Why nothing may be sent to *url* now; None if every address that its host has allows it."""
         try:
             await self._outbound.judged(url)
         except AddressRefused as error:
@@ -51,17 +52,18 @@ class WebhookSender:
         return None
 
     def objection_at_once(self, url: NamedUrl) -> str | None:
-        """As `objection_to`, as far as it can be known without asking anybody: of an address that is no name, and of
-        plain http where the operator allowed nothing."""
+        """As `objection_to`, as far as that is known without a look-up: for an IP address, and for plain http if the
+        operator allowed nothing."""
         return self._outbound.objection_at_once(url)
 
     async def send(self, url: str, headers: Mapping[str, str], payload: str) -> WebhookAnswer:
-        """What came of sending *payload* there once. Never raises for what a receiver does."""
+        """Sends *payload* to *url* once. Returns what came of it; never raises for what a receiver does."""
         begun_s = time.monotonic()
         status, error, asked_s = None, "", None
         try:
             parsed = parse_url(url)
-            # its slot is taken until the system gives up on the name, so that no more threads wait than are counted
+            # without the time-out: the attempt keeps its place until the system gives up on the name, so that no more
+            # threads wait than are counted
             addresses = await self._outbound.judged(parsed)
             async with (
                 asyncio.timeout(self._attempt_s),

@@ -39,14 +39,15 @@ from ops.nats.link import NatsLink
 from ops.telemetry import metrics
 
 ID_BYTES: Final = 6
-# Addresses that a caller registers or tests. Each takes a thread while its name is looked up, of those that deliveries
-# need too.
+# How many addresses a caller may register or test at a time. While a name is looked up, it takes one of the threads
+# that deliveries need too.
 AT_ONCE_PER_CALLER: Final = 4
 
 
 class WebhookOptions(Struct, frozen=True):
-    """What an operator set: networks that receivers may stand in beside the public internet, and what seals secrets,
-    *keys* or else the file in *folder*, which is made at the start. The repr leaves the keys out."""
+    """What an operator set: the networks that receivers may be in beside the public internet, and the *keys* that seal
+    secrets. Without *keys* the key file in *folder* seals them, which is made at the start. The repr leaves the keys
+    out."""
 
     folder: Path
     allowed: tuple[Network, ...] = ()
@@ -79,7 +80,7 @@ class Webhooks:
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, link: NatsLink) -> None:
-        """Watches endpoints and deliveries, and stands for the leadership once there is anything to deliver.
+        """Watches endpoints and deliveries, and campaigns for the leadership once there is anything to deliver.
 
         Raises BadSealingKey, TransportUnavailable.
         """
@@ -162,7 +163,7 @@ class Webhooks:
         return answer
 
     async def redeliver(self, delivery: str) -> WebhookDelivery:
-        """Puts *delivery* in line again, whatever became of it, with all of its attempts before it.
+        """Puts *delivery* in line again, whatever became of it, with its full number of attempts.
 
         Raises NoSuchDelivery, TransportUnavailable.
         """

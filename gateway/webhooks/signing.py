@@ -10,9 +10,10 @@ USER_AGENT: Final = "Warmlane-Webhooks/1"
 
 
 def signed_headers(message_id: str, payload: str, secrets: Sequence[str], now: datetime) -> dict[str, str]:
-    """What goes beside *payload*, signed with each of *secrets*. *now* is in UTC: the package drops the time zone.
+    """The headers that go with *payload*, signed with each of *secrets*. *now* is in UTC: the package drops the time
+    zone.
 
-    The id is the same at every attempt, the time is that of this one.
+    The id is the same at every attempt; the time is that of this attempt.
     """
     signatures = [Webhook(secret).sign(message_id, now, payload) for secret in secrets]
     return {

@@ -1,4 +1,4 @@
-"""A few turns at once for each caller, so that one whose names nobody answers for keeps no other one waiting."""
+"""A few turns at once for each caller, so that a caller whose name look-ups hang delays no other caller."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 
 class CallerTurns:
-    """Whoever finds no turn waits for one of its own caller's."""
+    """A call that finds no free turn waits for one of its own caller's."""
 
     def __init__(self, at_once: int) -> None:
         self._at_once = at_once
