@@ -1,7 +1,7 @@
-"""Where the system of a data folder answers: `warmlane up` writes it there, and every client command finds it there.
+"""The addresses of a data folder's system: `warmlane up` writes them there, and every client command finds them there.
 
-The process that writes the file keeps it locked. The kernel drops the lock with the process, so that the file of a
-killed `warmlane up` is never taken for that of a system that runs.
+The process that writes the file keeps it locked. The kernel drops the lock when the process ends, so that a command
+never takes the file of a killed `warmlane up` for that of a running system.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _DEFAULTS: Final[dict[Kind, str]] = {"url": DEFAULT_URL, "nats_url": DEFAULT_NAT
 class Addresses(Struct, frozen=True, kw_only=True):
     """Where `warmlane` *command*, the process *pid*, answers on this machine; without a gateway, *url* is None.
 
-    There is no secret in it, so that the other users of the machine may read it.
+    It holds no secret, so that the other users of the machine may read it.
     """
 
     pid: int
@@ -47,7 +47,7 @@ class Found(Struct, frozen=True):
 
 
 class Address(Struct, frozen=True):
-    """An address, and who named it (*said_by*), for errors."""
+    """An address, and where it comes from (*said_by*), for errors."""
 
     url: str
     said_by: str
@@ -57,8 +57,8 @@ class Address(Struct, frozen=True):
 def published(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -> Iterator[None]:
     """Keeps *addresses* in *data_dir* while the block runs, written whole or not at all.
 
-    *outlives*: they stay when this process replaces itself by exec, for as long as the new program runs. So the lock is
-    on the descriptor of the file itself, which `filelock` does not give away. Raises OSError.
+    With *outlives*, they stay when this process replaces itself by exec, for as long as the new program runs. For that,
+    the new program inherits the file's descriptor with its lock; `filelock` does not expose its own. Raises OSError.
     """
     path = data_dir / FILE
     part = path.with_suffix(".part")
@@ -77,8 +77,8 @@ def published(data_dir: Path, addresses: Addresses, *, outlives: bool = False) -
 def find(data_dir: Path, *, is_named: bool) -> Found:
     """What is found in *data_dir*. Changes nothing, raises nothing.
 
-    *is_named*: the user named the folder. Where they did not, it is whatever folder of that name the current one holds:
-    then the file must be the user's own, or anybody could have their prompts and keys sent elsewhere.
+    *is_named* says whether the user named the folder. If not, it is whatever folder of that name the current one holds.
+    Then the file must belong to the user or to root, or anybody could have the user's prompts and keys sent elsewhere.
     """
     path = data_dir / FILE
     try:
@@ -126,7 +126,7 @@ def chosen(kind: Kind, given: str | None, given_by: str, found: Found, folder: P
 
 
 def address_of(kind: Kind, parameter: str, given: str | None, folder: Path, folder_parameter: str) -> Address:
-    """`chosen` for the command that runs, whose options are called *parameter* and *folder_parameter* inside."""
+    """`chosen` for the current command, whose parameters are called *parameter* and *folder_parameter*."""
     ctx = click.get_current_context()
     is_named = ctx.get_parameter_source(folder_parameter) not in {None, ParameterSource.DEFAULT}
     option = "--" + parameter.replace("_", "-")

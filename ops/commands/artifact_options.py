@@ -11,7 +11,7 @@ from ops.commands.spelling import require_text
 from ops.commands.variables import option_or_variable
 
 PLACE_VARIABLE: Final = "WARMLANE_ARTIFACTS"
-# What AWS signs for at most.
+# The longest validity of a link that AWS signs.
 LINK_MAX_S: Final = 7 * 86_400.0
 
 
@@ -61,7 +61,7 @@ def placed(chosen: ArtifactPlace | None) -> list[str]:
 
 
 def require_links_possible(links_last_s: float | None, chosen: ArtifactPlace | None) -> None:
-    """Raises click.BadParameter where there can be no links, or none that last so long."""
+    """Raises click.BadParameter if the store has no links, or none that last *links_last_s*."""
     if links_last_s is None:
         return
     if not isinstance(chosen, BucketPlace):

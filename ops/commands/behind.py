@@ -32,7 +32,7 @@ class RootPath(click.ParamType[str]):
 
 
 def split_words(text: str) -> list[str]:
-    """The values in a variable of the environment: parted by blanks or commas."""
+    """The values in an environment variable, separated by blanks or commas."""
     return text.replace(",", " ").split()
 
 
@@ -84,14 +84,14 @@ class HostName(click.ParamType[str]):
 
 
 class Behind(Struct, frozen=True):
-    """How a gateway is reached through proxies. The defaults are for one that is reached without."""
+    """How clients reach a gateway through proxies. The defaults are for a gateway without a proxy."""
 
     root_path: str = ""
     trusted: tuple[Network, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
-        """The same as options, for the command line of another process."""
+        """These settings as options for the command line of another process."""
         arguments = ["--root-path", self.root_path] if self.root_path else []
         for network in self.trusted:
             arguments += ("--trusted-proxy", str(network))
@@ -101,7 +101,7 @@ class Behind(Struct, frozen=True):
 
 
 def behind_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--root-path`, `--trusted-proxy` and `--allowed-host`; the command is given them as *behind*, a `Behind`."""
+    """`--root-path`, `--trusted-proxy` and `--allowed-host`; the command receives them as *behind*, a `Behind`."""
 
     @option_or_variable(
         "--root-path",

@@ -1,4 +1,4 @@
-"""`warmlane config`: which value each option of each part has, who gave it, and whether it can be used."""
+"""`warmlane config`: the value of each option of each part, where it comes from, and whether it can be used."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -39,7 +39,7 @@ _file_option: Final = option_or_variable(
 
 
 class Value(Struct, frozen=True, kw_only=True):
-    """What an option is set to, as text without passwords. *source* says who set it, *where* names variable or line."""
+    """An option's value, as text without passwords. *source* says what set it; *where* names the variable or line."""
 
     value: str | list[str] | None
     source: str
@@ -56,14 +56,14 @@ class Judged(Struct, frozen=True):
 
 @click.group(epilog="Examples:\n\n  warmlane config check --config warmlane.toml\n\n  warmlane config show gateway")
 def command() -> None:
-    """Show and judge the options of every part: from the command line, variables, one file, and defaults."""
+    """Show and check the options of every part, from the command line, variables, one file, and defaults."""
 
 
 @command.command(epilog="Examples:\n\n  warmlane config check\n\n  warmlane config check --config warmlane.toml")
 @_file_option
 @click.pass_context
 def check(ctx: click.Context, path: Path | None) -> None:
-    """Judge every part's values, and start nothing. Exit 1 when a part could not use one."""
+    """Check every part's values without starting anything. Exit status 1 when a part could not use one."""
     file, judged = _of(ctx, path, PARTS, [])
     errors = list(dict.fromkeys(f"{each.title}: {error}" for each in judged for error in each.errors))
     for error in errors:
@@ -83,9 +83,9 @@ def check(ctx: click.Context, path: Path | None) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def show(ctx: click.Context, path: Path | None, as_json: bool, part: str | None, options: tuple[str, ...]) -> None:
-    """Show each value and who gave it: an option, a variable, a line of the file, or the default. Passwords are masked.
+    """Show each value and its source: an option, a variable, a line of the file, or the default. Passwords are masked.
 
-    Without PART all parts are shown. What stands after `--` is taken as the options of PART.
+    Without PART, all parts are shown. What follows `--` is read as options of PART.
     """
     file, judged = _of(ctx, path, (part,) if part else PARTS, list(options))
     if as_json:
@@ -157,7 +157,7 @@ def _judged(
         raw, source = option.consume_value(ctx, opts)
         is_set = isinstance(
             raw, str | int | float | Path | list | tuple
-        )  # click has an object of its own for what is not
+        )  # click has an object of its own for a value that is not set
         where = _where(option, source, file.where(given[key].place) if file is not None and key in given else None)
         value = Value(value=_text(raw), source=_SOURCES.get(source, "default"), where=where)
         values[key] = value
@@ -199,7 +199,7 @@ def _text(raw: Any) -> str | list[str] | None:
 
 
 def _together(values: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with values that can be used each by itself."""
+    """What is wrong with values that are usable alone, but not together."""
     try:
         catalog = load_settings(values.get("settings")).catalog(values["profile"]) if "profile" in values else None
     except SettingsError as error:

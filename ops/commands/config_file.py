@@ -1,9 +1,9 @@
 """One TOML file with the options of every part: `--config FILE`, or WARMLANE_CONFIG.
 
 A key is the name of an option that has an environment variable, so there is no second list of what can be set. The top
-level is for what parts have in common; a table is for one part, and `[lane.NAME]` for one lane. An option counts before
-its variable, and the variable before the file. Relative paths are meant as on the command line: from the current
-folder.
+level is for what parts have in common; a table is for one part, and `[lane.NAME]` for one lane. An option takes
+precedence over its variable, and the variable over the file. Relative paths start, as on the command line, from the
+current folder.
 """
 
 import difflib
@@ -20,8 +20,9 @@ from msgspec import Struct
 
 CONFIG_VARIABLE: Final = "WARMLANE_CONFIG"
 DECIDED_VARIABLE: Final = "WARMLANE_CONFIG_DECIDED"
-"""The variable by which a process tells those that it starts which keys it has decided for them."""
-# In this order they are asked for a key of the top level that the part itself does not have; the gateway imports most.
+"""The variable in which a process names, for those that it starts, the keys that it has decided for them."""
+# If a part does not have a key of the top level, the parts are searched for it in this order. The gateway is last: it
+# imports most.
 PARTS: Final = ("up", "nats-server", "provision", "supervisor", "lane", "degraded", "gateway")
 NAMED_PARTS: Final = frozenset({"lane", "degraded"})
 # `warmlane up` has no port for metrics, and its parts could not share one.
@@ -62,7 +63,7 @@ def keys_of(command: click.Command) -> dict[str, click.Option]:
 
 
 class ConfigFile:
-    """The file at *path*, read. Raises ConfigError where it cannot be, or where others may read a password in it."""
+    """The file at *path*, read. Raises ConfigError if it cannot be read, or if others may read a password in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,7 +86,7 @@ class ConfigFile:
 
     def where(self, place: Place) -> str:
         """`FILE:LINE` of the key at *place*."""
-        # a beginning of the file that can be read ends with a whole statement: the first that has the key begins there
+        # only whole statements parse: the key's statement begins where the longest beginning without the key ends
         lines, after = self._text.splitlines(keepends=True), 0
         for end in range(1, len(lines) + 1):
             try:
@@ -105,7 +106,7 @@ class ConfigFile:
         return ConfigError(f"{self.where(place)}: {'.'.join(place)}: {why}")
 
     def instances(self, part: str) -> list[str]:
-        """The names for which *part* has a table of their own."""
+        """The names that have a table of their own in *part*."""
         table = self._tables.get(part)
         if part not in NAMED_PARTS or not isinstance(table, dict):
             return []
@@ -114,10 +115,10 @@ class ConfigFile:
     def values(
         self, part: str, command: click.Command, *, instance: str | None, command_of: CommandOf
     ) -> dict[str, FromFile]:
-        """What the file gives to *command*, by key. Raises ConfigError for the first thing that it cannot hold.
+        """What the file gives to *command*, by key. Raises ConfigError for the first entry that it may not hold.
 
-        1. The top level; what *command* has no option for is some other part's.
-        2. The table of *part*, where it is a part.
+        1. The top level. A key that *command* has no option for belongs to another part.
+        2. The table of *part*, if it is a part.
         3. The table of this *instance* of it.
         """
         known = keys_of(command)
@@ -218,7 +219,7 @@ class ConfigOption(click.Option):
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
     ) -> tuple[Any, list[str]]:
         path, rest = super().handle_parse_result(ctx, opts, args)
-        # click has an object of its own for what is not given
+        # click has an object of its own for a value that is not given
         if isinstance(path, Path) and not ctx.resilient_parsing:
             file = ConfigFile(path)
             name = opts.get("name") or os.environ.get("WARMLANE_NAME")
@@ -229,14 +230,14 @@ class ConfigOption(click.Option):
             ctx.default_map = {name: given.value for name, given in use.items()}
             ctx.meta[CONFIG_VARIABLE] = {name: file.where(given.place) for name, given in use.items()}
             if self._part in {"up", "supervisor"}:
-                # the processes that it starts read the same file, but for what it tells them itself
+                # the processes that it starts read the same file, except for the keys that it decides for them
                 os.environ[CONFIG_VARIABLE] = str(path.absolute())
                 os.environ[DECIDED_VARIABLE] = " ".join(sorted(decided | options.keys() | _NEVER_INHERITED))
         return path, rest
 
 
 def configurable(part: str, command: click.Command, command_of: CommandOf) -> None:
-    """Gives *command*, or those below it, `--config`, where they have an option that a file can hold."""
+    """Adds `--config` to *command*, or to the commands below it, if they have an option that a file can hold."""
     if isinstance(command, click.Group):
         for below in command.commands.values():
             configurable("", below, command_of)

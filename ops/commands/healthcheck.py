@@ -13,9 +13,9 @@ _SHOWN_BYTES: Final = 1_000
 
 
 def complaint(url: str) -> str | None:
-    """What is wrong with what *url* (http) answers; None if nothing is."""
+    """What is wrong with the answer of *url* (http); None if nothing is."""
     try:
-        # without a proxy of the environment: the URL is in this container
+        # without a proxy from the environment: the URL is in this container
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(url, timeout=ANSWERS_WITHIN_S):
             return None

@@ -1,4 +1,4 @@
-"""The options of a gateway about images that requests name and do not carry (docs/use/images.md)."""
+"""The gateway's options for images that requests name instead of carrying them (docs/use/images.md)."""
 
 import ipaddress
 import re
@@ -46,14 +46,14 @@ class ImageHostType(click.ParamType[str | Network]):
 
 
 class ImageOptions(Struct, frozen=True):
-    """What an operator says of images: the *hosts* and networks that they may be fetched from, and how long one that
-    was uploaded by itself stays at least."""
+    """The operator's rules for images: the *hosts* and networks from which the gateway may fetch them, and how long an
+    uploaded image is kept at least."""
 
     hosts: tuple[str | Network, ...] = ()
     keep_s: float = DAY_S
 
     def arguments(self) -> list[str]:
-        """The same as options, for the command line of another process."""
+        """These settings as options for the command line of another process."""
         arguments = ["--images-keep", f"{self.keep_s:g}s"]
         for host in self.hosts:
             arguments += ("--images-allow-host", str(host))
@@ -61,7 +61,7 @@ class ImageOptions(Struct, frozen=True):
 
 
 def image_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--images-allow-host` and `--images-keep`; the command is given them as *images*, an `ImageOptions`."""
+    """`--images-allow-host` and `--images-keep`; the command receives them as *images*, an `ImageOptions`."""
 
     @option_or_variable(
         "--images-allow-host",

@@ -32,7 +32,7 @@ from ops.nats.provisioning import NotProvisioned
 
 
 def shown(key: ApiKey) -> dict[str, Any]:
-    """What may be shown of *key*: neither its secret nor what is stored of it."""
+    """The fields of *key* that may be shown: all but the hash of its secret."""
     fields: dict[str, Any] = msgspec.to_builtins(key)
     del fields["secret_sha256"]
     return fields
@@ -77,8 +77,8 @@ def bounds_of(key: ApiKey) -> str:
 def command() -> None:
     """Make, list and revoke the API keys of every gateway on one nats-server.
 
-    Without any key, a gateway on the loopback lets everybody do everything, and one on another address does not start.
-    From the first key on, every request needs one.
+    Without any key, a gateway on the loopback lets everybody do everything, and one on another address waits for the
+    first key. From the first key on, every request needs one.
     """
 
 
@@ -148,9 +148,9 @@ def add_command(
     max_running: int | None,
     nats: NatsAccess,
 ) -> None:
-    """Make a key for CALLER and print it, this once: alone on standard output.
+    """Make a key for CALLER and print it, only this once. Standard output holds the key and nothing else.
 
-    Keys of the same caller see the same tasks: to change a key, add another, then revoke the first.
+    Keys of the same caller see the same tasks. To change a key, add another, then revoke the first.
     """
     if 0 < rate_per_s * burst_s < 1:
         raise click.UsageError(
@@ -216,9 +216,10 @@ def list_command(with_revoked: bool, as_json: bool, nats: NatsAccess) -> None:
 @click.argument("key_id", metavar="ID")
 @nats_options("admin", asks_for_folder=True)
 def revoke_command(key_id: str, nats: NatsAccess) -> None:
-    """End a key: within a second no gateway lets it in. `keys list --all` shows it for 30 days.
+    """Revoke a key: within a second no gateway accepts it. `keys list --all` shows it for 30 days.
 
-    ID is the one that `warmlane keys list` shows. Revoking the last key opens nothing: every request is then refused.
+    ID is the one that `warmlane keys list` shows. Revoking the last key opens nothing: gateways then refuse every
+    request.
     """
     presented = parse_presented(key_id)
     if presented is not None:

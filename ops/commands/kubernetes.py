@@ -1,5 +1,5 @@
-"""What `warmlane supervisor --provider kubernetes` needs: its options, and the way to the cluster. The only part that
-needs the extra `kubernetes`, which is imported where it is asked for."""
+"""What `warmlane supervisor --provider kubernetes` needs: its options, and access to the cluster. Only this provider
+needs the packages of the extra `kubernetes`, so they are imported only when it is chosen."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -59,7 +59,7 @@ def provider_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class LanesOnKubernetes:
-    """The lanes of one namespace, of one *release* or of any. *keeps_costs*: what each pod costs to delete, too."""
+    """The lanes of one namespace, of one *release* or of any. *keeps_costs*: keeps each pod's deletion cost, too."""
 
     def __init__(
         self, config: "SingleConfig", namespace: str | None, release: str | None, *, keeps_costs: bool
@@ -96,7 +96,7 @@ class LanesOnKubernetes:
 
 
 def lanes_in(namespace: str | None, release: str | None, *, keeps_costs: bool) -> LanesOnKubernetes:
-    """Raises click.ClickException where there is no way to a cluster."""
+    """Raises click.ClickException if nothing says how to reach a cluster, or the extra `kubernetes` is missing."""
     try:
         from ops.lanes.kubernetes.entrance import NoEntrance, entrance
     except ImportError as error:

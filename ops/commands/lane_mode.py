@@ -1,7 +1,7 @@
 """`warmlane lane-mode`: keep new requests off a model's lanes, or let routing decide again.
 
-It asks the gateway, which knows the models and their aliases; without one, `nats kv put control lanes.MODEL degraded`
-does the same.
+It asks the gateway, which knows the models and their aliases. Without a gateway, `nats kv put control lanes.MODEL
+degraded` does the same.
 """
 
 from typing import Literal
@@ -24,8 +24,8 @@ from ops.commands.api.options import Gateway, gateway_options
 def command(model: str, mode: Literal["auto", "degraded"] | None, gateway: Gateway) -> None:
     """Show or set the switch of a model's lanes.
 
-    With `degraded`, new requests for MODEL go to the degraded worker, whatever its lanes do; with `auto`, routing
-    decides. Every gateway obeys within a second. Tasks that are queued already stay where they are.
+    With `degraded`, new requests for MODEL go to the degraded worker, whatever state its lanes are in. With `auto`,
+    routing decides. Every gateway obeys within a second. Tasks that are already queued stay where they are.
     """
     with gateway.client() as client:
         path = f"/admin/lanes/{quote(model, safe='')}/mode"

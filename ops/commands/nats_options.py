@@ -30,7 +30,7 @@ _nats_ca_option = option_or_variable(
 
 
 def nats_access(role: Role, urls: str, *, data_dir: Path | None = None, ca: Path | None = None) -> NatsAccess:
-    """How *role* speaks to the server at *urls*, also for a command without an option for the data folder."""
+    """How *role* connects to the server at *urls*, even for a command without an option for the data folder."""
     folder = data_dir or Path(os.environ.get("WARMLANE_DATA_DIR") or DEFAULT_DATA_DIR)
     return access(role, urls, data_dir=folder, ca=ca)
 
@@ -46,7 +46,7 @@ _auth_dir_option = option_or_variable(
 
 
 def nats_options(role: Role, *, asks_for_folder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--nats-url` and `--nats-ca`; the command is given *nats*, which is how *role* speaks to that server.
+    """`--nats-url` and `--nats-ca`; the command receives *nats*: how *role* connects to that server.
 
     *asks_for_folder* adds `--data-dir`, for a command that needs the data folder only for the address and the password.
     """

@@ -20,8 +20,8 @@ from ops.telemetry.service_manager import report_when_listening
 def command(data_dir: Path, nats_port: int) -> None:
     """Run the nats-server of `warmlane up` by itself: the same store, the same users, nothing else.
 
-    For what has to be done while nothing else runs, such as `warmlane restore`. A data folder has one nats-server:
-    beside a `warmlane up` on the same folder this one does not start, on no port.
+    Use it for work that must be done while nothing else runs, such as `warmlane restore`. A data folder has one
+    nats-server: while a `warmlane up` runs on the same folder, this command does not start, whatever the port.
     """
     data_dir = data_dir.absolute()
     with holding_store(data_dir, "nats-server", nats_port=nats_port) as lock:

@@ -59,7 +59,7 @@ class Lanes(click.ParamType[dict[str, int]]):
 
 
 class ListenHost(Struct, frozen=True):
-    """Where to listen: *name* as it was given, and the one *address* that it stands for."""
+    """Where to listen: *name* as it was given, and the one *address* that it resolves to."""
 
     name: str
     address: str
@@ -71,7 +71,7 @@ class ListenHost(Struct, frozen=True):
 
     @property
     def near(self) -> str:
-        """Where a program on this machine reaches it: for all addresses of the machine (0.0.0.0, ::) the loopback."""
+        """Where a program on this machine reaches it. For all addresses of the machine (0.0.0.0, ::), the loopback."""
         address = ipaddress.ip_address(self.address)
         if address.is_unspecified:
             return "127.0.0.1" if address.version == 4 else "::1"
@@ -83,7 +83,7 @@ class ListenHost(Struct, frozen=True):
 
     @classmethod
     def of(cls, name: str) -> "ListenHost":
-        """Raises ValueError for what is neither an address nor a name that stands for one."""
+        """Raises ValueError if *name* is neither an address nor a name that resolves to one."""
         name = "127.0.0.1" if name == "localhost" else name
         try:
             return cls(name, str(ipaddress.ip_address(name)))
@@ -95,12 +95,12 @@ class ListenHost(Struct, frozen=True):
             raise ValueError(f"{name!r} is neither an address nor a name that is known here ({error})") from error
         if not found:
             raise ValueError("an empty host is no address; 0.0.0.0 stands for all of this machine's")
-        # the process listens on the address that was judged, whatever the name stands for a moment later
+        # the process listens on the address that was checked, even if the name resolves to another a moment later
         return cls(name, str(found[0][4][0]))
 
 
 class HostType(click.ParamType[ListenHost]):
-    """An address to listen on, or a name that stands for one."""
+    """An address to listen on, or a name that resolves to one."""
 
     name = "host"
 

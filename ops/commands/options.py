@@ -97,7 +97,7 @@ profile_option = option_or_variable(
 
 
 def _shareable(ctx: click.Context, parameter: click.Parameter, value: Path) -> Path:
-    # the processes of a system send each other names of files in it, in messages that are UTF-8
+    # the processes of a system send each other names of files in this folder, in messages that are UTF-8
     require_text(ctx, parameter, str(value.absolute()))
     return value
 
@@ -214,7 +214,7 @@ slot_option = option_or_variable(
 
 
 def metrics_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--metrics-port` and `--metrics-host`; the command is given *listen*, which is None without a port."""
+    """`--metrics-port` and `--metrics-host`; the command receives *listen*, which is None without a port."""
 
     @_metrics_port_option
     @_metrics_host_option
@@ -236,7 +236,7 @@ class Shared(Struct, frozen=True):
     artifacts: ArtifactPlace | None = None
 
     def arguments(self) -> list[str]:
-        """The same as options, for the command line of another process."""
+        """These settings as options for the command line of another process."""
         arguments = [*self.nats.arguments(), "--data-dir", str(self.data_dir), "--profile", self.profile]
         arguments += placed(self.artifacts)
         return arguments if self.settings is None else [*arguments, "--settings", str(self.settings)]

@@ -1,4 +1,4 @@
-"""The options of a gateway whose degraded queue is too long (ADR 0039)."""
+"""The gateway's options for when its degraded queue is too long (ADR 0039)."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -12,17 +12,17 @@ from ops.commands.variables import option_or_variable
 
 
 class OverloadOptions(Struct, frozen=True):
-    """What the command line says of `overload` of the settings; None leaves it to them."""
+    """What the command line sets of `overload` in the settings; None keeps the value of the settings."""
 
     displace: bool | None = None
     refuse_expected: bool | None = None
 
     def on(self, catalog: Catalog) -> Catalog:
-        """*catalog* with what these options say."""
+        """*catalog* with these options applied."""
         return replace(catalog, overload=replace(catalog.overload, **self._said()))
 
     def arguments(self) -> list[str]:
-        """The same as options, for the command line of another process."""
+        """These settings as options for the command line of another process."""
         return [f"--{'' if said else 'no-'}{name.replace('_', '-')}" for name, said in self._said().items()]
 
     def _said(self) -> dict[str, bool]:
@@ -30,7 +30,7 @@ class OverloadOptions(Struct, frozen=True):
 
 
 def overload_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--displace` and `--refuse-expected`; the command is given them as *overload*, an `OverloadOptions`."""
+    """`--displace` and `--refuse-expected`; the command receives them as *overload*, an `OverloadOptions`."""
 
     @option_or_variable(
         "--displace/--no-displace",

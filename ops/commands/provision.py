@@ -56,7 +56,7 @@ def command(
 ) -> None:
     """Make the nats-server hold Warmlane's streams, consumers and buckets.
 
-    What an earlier version needed and this one does not is removed once no process of that version uses it.
+    It also removes what only an earlier version needed, once no process of that version uses it.
     """
 
     async def run() -> tuple[list[Difference], list[Retired]]:
@@ -88,9 +88,9 @@ def command(
 
 
 async def make_first_key(link: NatsLink, file: Path) -> None:
-    """Makes a key of the scope admin, and writes it into *file*, unless a key was ever made: then nothing changes.
+    """Makes a key of the scope admin, and writes it into *file*, but only if no key was ever made.
 
-    Raises click.ClickException where the file is there already, or cannot be written: then no key is made.
+    Raises click.ClickException if the file exists already or cannot be written; then it makes no key.
     """
     if (await read_keys(link)).was_one_made:
         return

@@ -1,7 +1,7 @@
-"""`warmlane resubmit`: the request of a failed task once more, as a new task.
+"""`warmlane resubmit`: sends the request of a failed task again, as a new task.
 
-A task that has ended stays as it is (design §4, invariant 1), so nothing is put back: what is sent again is its
-request, with every parameter and the seed that it had.
+A task that has ended stays as it is (design §4, invariant 1), so the command does not requeue it. It sends the task's
+request again, with the same parameters and the same seed.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ class NotToBeSent(click.ClickException):
 
 
 def resubmit_key(task_id: str) -> str:
-    """The Idempotency-Key of the new task: sending twice makes one."""
+    """The Idempotency-Key of the new task, so that sending twice makes only one task."""
     return f"resubmit-{task_id}"
 
 
 def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path | None, *, url: str) -> dict[str, Any]:
     """The body of `POST /generate` that asks for what *original* asked for; *image* is the file that it started from.
 
-    Its *parameters* are passed on as the gateway answered them, also those of later versions.
+    Its *parameters* are passed on as the gateway answered them, including those that a later version adds.
 
-    Raises NotToBeSent for a task that has not failed, click.BadParameter for an image that is not the one it had.
+    Raises NotToBeSent if the task has not failed or its image is not given, click.BadParameter if *image* is another.
     """
     if original.status == DONE:
         raise NotToBeSent(
@@ -49,7 +49,7 @@ def request_again(original: TaskView, parameters: Mapping[str, Any], image: Path
             f"`warmlane tasks cancel {original.id}`"
         )
     body = {"model": original.model, **parameters}
-    if original.priority != Priority.STANDARD:  # which gateways of an earlier version do not know
+    if original.priority != Priority.STANDARD:  # gateways of an earlier version do not know the field
         body["priority"] = str(original.priority)  # as the gateway answered it: it may be a class of a later version
     if original.labels:
         body["labels"] = original.labels
@@ -85,7 +85,8 @@ def resubmit(client: CommandClient, task_id: str, image: Path | None, out: Path 
     """Sends the request of *task_id* again; with *wait*, follows the new task and saves its video as `warmlane submit`
     does. Returns the exit status.
 
-    Ctrl-C leaves the new task alone. Raises NotToBeSent, click.BadParameter, NotSaved, and what `CommandClient` raises.
+    Ctrl-C does not cancel the new task. Raises NotToBeSent, click.BadParameter, NotSaved, and what `CommandClient`
+    raises.
     """
     original, answered = client.task(task_id)
     body = request_again(original, answered["parameters"], image, url=client.url)
@@ -132,10 +133,11 @@ def command(
 ) -> None:
     """Submit the request of a failed task again, with the same parameters and seed, and save the video.
 
-    It makes a new task, and prints its id: TASK_ID stays failed. Done twice, it is the same new task. The new task
-    belongs to the caller of the API key that is used, whoever's the failed one was. Ctrl-C leaves the new task alone.
+    It makes a new task and prints the new task's ID; TASK_ID stays failed. Running it twice makes only one new task.
+    The new task belongs to the caller of the API key in use, whoever owned the failed one. Ctrl-C does not cancel the
+    new task.
 
-    Exit status 1 when it fails too.
+    Exit status 1 when the new task fails too.
     """
     if wait:
         require_writable(out)

@@ -1,5 +1,5 @@
-"""Where a video goes. The place is checked before the video is made; where it cannot be saved, the error says where it
-stays."""
+"""Where a command saves a video. It checks the place before the video is made. If it cannot save the video, the error
+says where to find it."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from ops.commands.addresses import DEFAULT_URL
 from ops.commands.api.client import CommandClient
 from ops.commands.api.problems import DamagedVideo, Unreachable
 
-# So many bytes are written on trial where a video is to be saved, before it is made.
+# Before a video is made, this many bytes are written on trial where it will be saved.
 PROBE_BYTES: Final = 1 << 20
 
 
@@ -31,8 +31,8 @@ def output_path(out: Path | None, task: TaskView) -> Path:
 
 
 def require_writable(out: Path | None) -> None:
-    """Checks that a video can be saved at *out*, as `output_path` means it, as far as that can be known before. Leaves
-    nothing.
+    """Checks, as far as possible before the video is made, that it can be saved at *out* (see `output_path`). Leaves
+    nothing behind.
 
     Raises click.BadParameter, which says what is in the way.
     """
@@ -49,7 +49,7 @@ def require_writable(out: Path | None) -> None:
     except OSError as error:
         raise click.BadParameter(f"{out or folder} cannot be written: {error.strerror}", param_hint="--out") from error
     finally:
-        # where nobody can even look for it, nothing was made
+        # if the folder cannot even be searched, no file was made in it
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
 
@@ -57,7 +57,7 @@ def require_writable(out: Path | None) -> None:
 def save(client: CommandClient, task: TaskView, out: Path | None) -> Path:
     """Downloads the video of *task*, which is done, to `output_path`: whole and checked, or not at all.
 
-    Raises NotSaved, and what else `CommandClient.download` raises.
+    Raises NotSaved, and whatever else `CommandClient.download` raises.
     """
     path = output_path(out, task)
     try:

@@ -40,9 +40,10 @@ def table_of(slots: Iterable[VideoPipelineSlot]) -> Table:
 @nats_options("admin", asks_for_folder=True)
 @click.pass_context
 def command(ctx: click.Context, /, nats: NatsAccess) -> None:
-    """Show every slot: who holds it, which model is resident, and in which state.
+    """Show every slot: which worker holds it, which model is resident, and its state.
 
-    A slot whose memory could not be shown to be free is quarantined: nothing is loaded on it until it is lifted.
+    A worker quarantines a slot whose memory it could not prove free. No model is loaded there until the quarantine is
+    lifted.
     """
     ctx.obj = nats
     if ctx.invoked_subcommand is not None:
@@ -65,7 +66,8 @@ def command(ctx: click.Context, /, nats: NatsAccess) -> None:
 def lift_command(group: NatsAccess, /, slot: str, nats_url: str | None) -> None:
     """Lift the quarantine of SLOT, so that its worker loads on it again.
 
-    Find out first what holds the card's memory (`nvidia-smi`), and end it: else the next release is not proven either.
+    First find the process that holds the card's memory (`nvidia-smi`), and end it. Otherwise the next release cannot
+    be proven either.
     """
     nats = group if nats_url is None else nats_access("admin", nats_url, ca=group.ca)
     try:

@@ -17,8 +17,8 @@ _GUARDED: Final[set[click.Command]] = set()
 
 
 def shown(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For output: the bytes of a file's name stay as they are, and what the encoding does not have becomes
-    `\\u2026`."""
+    """For output: the bytes of a file's name stay as they are. A character that the encoding lacks becomes an escape
+    such as `\\u2026`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -30,7 +30,7 @@ def shown(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def show_everything() -> None:
-    """From now on nothing that is printed raises UnicodeEncodeError, whatever the locale and PYTHONIOENCODING say."""
+    """From now on, no printing raises UnicodeEncodeError, whatever the locale and PYTHONIOENCODING say."""
     codecs.register_error(SHOWN, shown)
     for stream in (sys.stdout, sys.stderr):
         # an embedding program, or a test, may have put something else there

@@ -251,7 +251,7 @@ def read(client: CommandClient) -> Status:
 
 
 def follow(client: CommandClient, console: Console, jaeger_url: str | None = None) -> None:
-    """Draws the status every second, until Ctrl-C. A gateway that is away is waited for."""
+    """Draws the status every second, until Ctrl-C. Waits for a gateway that is away."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             try:

@@ -41,7 +41,7 @@ def data_uri(image: Path) -> str:
 
 
 class ImageArgument(click.Path):
-    """A file, or what names an image elsewhere: an address, or the reference of an upload."""
+    """A file, or an image elsewhere: its address, or the reference of an upload."""
 
     name = "image"
 
@@ -59,7 +59,7 @@ class ImageArgument(click.Path):
 def request_body(
     model: str, prompt: str, image: Path | dict[str, str] | None, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The JSON of `POST /generate`: only what was given, so that the model's own values stand for the rest."""
+    """The JSON of `POST /generate`: only what was given, so that the model's own values apply to the rest."""
     body = {"model": model, "prompt": prompt, **{name: value for name, value in fields.items() if value is not None}}
     if image is not None:
         body["image"] = data_uri(image) if isinstance(image, Path) else image

@@ -87,12 +87,12 @@ def command(
 ) -> None:
     """Keep the wanted lanes running until SIGTERM.
 
-    A lane that dies is started again, with backoff. One that cannot be had is reported as quota_denied or
-    capacity_denied, one that dies again and again as crash_looping.
+    It restarts a lane that dies, with backoff. It reports a lane that it cannot get as quota_denied or
+    capacity_denied, and one that dies again and again as crash_looping.
 
-    Lanes of the provider `process` are processes of this machine and end with their supervisor: SIGTERM drains them, a
-    second one kills them. Lanes of `kubernetes` are replicas of the chart's Deployments, which stay; with --lanes the
-    supervisor scales them, without it reports alone.
+    With the provider `process`, lanes are processes of this machine and end with their supervisor: SIGTERM drains them,
+    a second SIGTERM kills them. With `kubernetes`, lanes are replicas of the chart's Deployments, and stay when the
+    supervisor ends. It scales them if --lanes is given; otherwise it only reports their state.
     """
     configure_logging("supervisor")
     data_dir = data_dir.absolute()

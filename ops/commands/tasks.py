@@ -1,4 +1,4 @@
-"""`warmlane tasks`: list, show, cancel and download what was submitted."""
+"""`warmlane tasks`: list, show, cancel, forget and download tasks."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from ops.commands.saving import how_to_get, require_writable, save
 from ops.commands.submit import INTERRUPTED, Bar, out_option, progress_line, reason_of, saved_line, waiting_line
 
 STATUSES: Final = ("pending", "processing", "done", "failed")
-# The most that a gateway gives at once.
+# The most tasks that a gateway returns at once.
 PAGE: Final = 100
 CANCELLED: Final = "cancelled"
 _WITH_LABEL: Final = "Only tasks with this label; of several, repeated, those with all of them."
@@ -38,7 +38,7 @@ _EXAMPLE: Final = "01a2075b-3fa3-767e-89f5-d9efa4b99853"
 def command() -> None:
     """Look at tasks, cancel and forget them, and save their videos.
 
-    With an API key these are its caller's; the scope `admin` sees those of all.
+    With an API key, these are the tasks of its caller; a key of the scope `admin` sees those of all callers.
     """
 
 
@@ -77,7 +77,7 @@ def list_command(
     as_json: bool,
     gateway: Gateway,
 ) -> None:
-    """List tasks, newest first: id, status, model, when it was made (UTC), and its prompt or why it failed."""
+    """List tasks, newest first: ID, status, model, time of creation (UTC), and the prompt or why the task failed."""
     query: dict[str, str | list[str] | None] = {
         "status": list(statuses) or None,
         "model": model,
@@ -127,7 +127,7 @@ def line_of(task: TaskView) -> str:
 
 
 def plain(text: str) -> str:
-    """*text*, which others wrote, without characters that would move a terminal's cursor or control the terminal."""
+    """*text*, which a client wrote, without characters that would move a terminal's cursor or control the terminal."""
     return "".join(" " if unicodedata.category(letter) in {"Cc", "Cf", "Zl", "Zp"} else letter for letter in text)
 
 
@@ -201,14 +201,14 @@ def _ids(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 def cancel_command(ctx: click.Context, /, task_ids: tuple[str, ...], gateway: Gateway) -> None:
     """Cancel tasks that wait or run.
 
-    Exit status 1 when one of them had ended before, or is not there; the others are cancelled all the same.
+    Exit status 1 when one of them had already ended, or does not exist; the others are cancelled all the same.
     """
     with gateway.client() as client:
         ctx.exit(_of_each(task_ids, "cancelled", partial(cancel, client)))
 
 
 def cancel(client: CommandClient, task_id: str) -> str | None:
-    """Cancels the task, and returns None; where it cannot, returns why. Raises Unreachable, NotWarmlane."""
+    """Cancels the task and returns None, or returns why it cannot. Raises Unreachable, NotWarmlane."""
     try:
         task, _ = client.task(task_id)
         if not task.has_ended:
@@ -231,15 +231,15 @@ def cancel(client: CommandClient, task_id: str) -> str | None:
 def forget_command(ctx: click.Context, /, task_ids: tuple[str, ...], gateway: Gateway) -> None:
     """Remove tasks that have ended, for good: record, history, video, thumbnail, image and webhook deliveries.
 
-    Backups that were taken before still hold them. One that is not there is fine, so that the command can be repeated.
-    Exit status 1 when one of them has not ended; the others are forgotten all the same.
+    Earlier backups still hold them. A task that is already gone is no error, so that the command can be repeated. Exit
+    status 1 when one of them has not ended; the others are forgotten all the same.
     """
     with gateway.client() as client:
         ctx.exit(_of_each(task_ids, "forgotten", partial(forget, client)))
 
 
 def _of_each(task_ids: Iterable[str], done: str, act: Callable[[str], str | None]) -> int:
-    """Has *act* do its work on each task, and prints that it is *done*, or why it is not. Returns the exit status."""
+    """Calls *act* for each task, and prints *done* with its ID, or what *act* returns. Returns the exit status."""
     failed = 0
     for task_id in task_ids:
         trouble = act(task_id)
@@ -249,8 +249,8 @@ def _of_each(task_ids: Iterable[str], done: str, act: Callable[[str], str | None
 
 
 def forget(client: CommandClient, task_id: str) -> str | None:
-    """Has the task forgotten, and returns None, also where it was gone before; where it cannot, returns why. Raises
-    Unreachable, NotWarmlane."""
+    """Has the gateway forget the task. Returns None, even if the task was gone before; returns why if it cannot be
+    forgotten. Raises Unreachable, NotWarmlane."""
     try:
         client.forget(task_id)
     except Refused as error:

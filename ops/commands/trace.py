@@ -19,7 +19,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:16686"
 ROOT_SERVICE: Final = "warmlane-gateway"
 TIMEOUT_S: Final = 10.0
 _TRACE_ID: Final = re.compile(r"[0-9a-f]{32}")
-# Beside a name: who did it, and what became of it.
+# Shown beside a span's name: which worker did it, and how it ended.
 _SHOWN: Final = ("warmlane.worker", "warmlane.attempt", "warmlane.reason", "warmlane.lost_s", "warmlane.outcome")
 
 
@@ -36,7 +36,7 @@ class Span(Struct, frozen=True, kw_only=True):
 
 
 def spans_of(trace: Mapping[str, Any]) -> list[Span]:
-    """The spans of a trace of Jaeger's answer, in the order in which they began. Pure."""
+    """The spans of one trace in Jaeger's answer, in the order in which they began. Pure."""
     found = [
         Span(
             span_id=span["spanID"],
@@ -53,7 +53,7 @@ def spans_of(trace: Mapping[str, Any]) -> list[Span]:
 
 
 def tree(spans: list[Span]) -> Iterator[str]:
-    """*spans* as lines: when each began after the first, how long it took, and below what. Pure.
+    """*spans* as lines: how long after the first each began, how long it took, and its place in the tree. Pure.
 
     A span whose parent was not received stands at the top.
     """
@@ -77,14 +77,14 @@ def tree(spans: list[Span]) -> Iterator[str]:
 
 
 def trace_link(trace_id: str | None, jaeger_url: str | None) -> str | None:
-    """How to find a trace: the address of its page where that of Jaeger is known, or else its id. Pure."""
+    """How to find a trace: the address of its page if Jaeger's address is known, otherwise its ID. Pure."""
     if trace_id is None or not jaeger_url:
         return trace_id
     return f"{jaeger_url.rstrip('/')}/trace/{trace_id}"
 
 
 def known_jaeger() -> str | None:
-    """The address of Jaeger in the environment."""
+    """Jaeger's address from the environment."""
     return os.environ.get(JAEGER_VARIABLE)
 
 
@@ -121,7 +121,7 @@ def fetch(client: httpx.Client, wanted: str) -> list[Mapping[str, Any]]:
     help="Jaeger's query API.",
 )
 def command(wanted: str, jaeger_url: str) -> None:
-    """Print the trace of a task, by the task's ID or the trace's, as a tree."""
+    """Print the trace of a task as a tree. ID is that of the task or of the trace."""
     with web_client(jaeger_url, timeout_s=TIMEOUT_S) as client:
         traces = fetch(client, wanted)
     if not traces:

@@ -1,5 +1,5 @@
-"""An HTTP client that obeys the environment (proxies, authorities), set up as the client of a gateway is; errors are
-for a person."""
+"""An HTTP client that obeys the environment (proxies, authorities), set up like the client of a gateway. Its errors are
+written for a person."""
 
 import click
 import httpx
@@ -11,8 +11,7 @@ from warmlane_client.transport import http_client
 def web_client(url: str, *, timeout_s: float) -> httpx.Client:
     """A client of *url*.
 
-    Raises click.BadParameter for what is no URL, click.ClickException for a variable of the environment that cannot be
-    used.
+    Raises click.BadParameter if *url* is not a URL, click.ClickException if an environment variable cannot be used.
     """
     try:
         return http_client(httpx.Client, url, headers={}, trusted=None, timeout_s=timeout_s)

@@ -1,4 +1,4 @@
-"""`warmlane webhooks`: who is told of tasks, and what became of what they were told."""
+"""`warmlane webhooks`: the endpoints that are notified of tasks, and what became of each delivery."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -16,7 +16,7 @@ from ops.commands.api.problems import Refused
 from ops.commands.durations import Duration
 from ops.commands.tasks import plain
 
-# The name by which `rotate` knows the secret for the addresses of requests.
+# `rotate` takes this instead of an ID, for the secret that signs to addresses that requests name.
 REQUESTS: Final = "requests"
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print what the gateway answers.")
 
@@ -26,9 +26,9 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print what 
     "  warmlane webhooks deliveries --status dead"
 )
 def command() -> None:
-    """Be told of tasks: register addresses, test them, and see what was delivered.
+    """Be notified of tasks: register addresses, test them, and see what was delivered.
 
-    What goes there is signed as Standard Webhooks says; docs/use/webhooks.md has receivers that check it.
+    Each message is signed as Standard Webhooks says; docs/use/webhooks.md has receivers that check the signature.
     """
 
 
@@ -49,9 +49,9 @@ def command() -> None:
 @_json_option
 @gateway_options
 def add_command(address: str, events: tuple[str, ...], as_json: bool, gateway: Gateway) -> None:
-    """Register URL: it is told of every task of yours from now on. Prints its secret, this once.
+    """Register URL: the gateway notifies it of every task of yours from now on. Prints its secret, only this once.
 
-    Without --json the secret stands alone on standard output.
+    Without --json, standard output holds only the secret.
     """
     with gateway.client() as client:
         _show_secret(client.webhooks.add(address, events), "registered", as_json=as_json)
@@ -81,9 +81,9 @@ def list_command(as_json: bool, gateway: Gateway) -> None:
 @gateway_options
 @click.pass_context
 def test_command(ctx: click.Context, /, endpoint: str, as_json: bool, gateway: Gateway) -> None:
-    """Send `webhook.test` to the endpoint now, and show what it answers. Exit status 1 when it did not take it.
+    """Send `webhook.test` to the endpoint now, and show what it answers. Exit status 1 when it did not accept it.
 
-    A disabled endpoint that takes it is enabled again.
+    A disabled endpoint that accepts the message is enabled again.
     """
     with gateway.client() as client:
         answer = client.webhooks.test(endpoint)
@@ -113,7 +113,7 @@ def test_command(ctx: click.Context, /, endpoint: str, as_json: bool, gateway: G
 @_json_option
 @gateway_options
 def rotate_command(endpoint: str, overlap_s: float, as_json: bool, gateway: Gateway) -> None:
-    """Give an endpoint a new secret, and print it, this once."""
+    """Give an endpoint a new secret, and print it, only this once."""
     with gateway.client() as client:
         if endpoint == REQUESTS:
             made = client.webhooks.rotate_secret(overlap_s)
@@ -129,7 +129,7 @@ def rotate_command(endpoint: str, overlap_s: float, as_json: bool, gateway: Gate
 @_json_option
 @gateway_options
 def secret_command(as_json: bool, gateway: Gateway) -> None:
-    """Print the secret that signs what goes to the addresses that your requests name themselves."""
+    """Print the secret that signs messages to the addresses that your requests name themselves."""
     with gateway.client() as client:
         made = client.webhooks.secret()
     if as_json:
@@ -142,7 +142,7 @@ def secret_command(as_json: bool, gateway: Gateway) -> None:
 @click.argument("endpoint", metavar="ID")
 @gateway_options
 def remove_command(endpoint: str, gateway: Gateway) -> None:
-    """Remove an endpoint. What was on its way there is dead."""
+    """Remove an endpoint. Deliveries to it that are still pending become dead."""
     with gateway.client() as client:
         client.webhooks.remove(endpoint)
     click.echo(f"removed {endpoint}")
@@ -159,7 +159,7 @@ def remove_command(endpoint: str, gateway: Gateway) -> None:
 @_json_option
 @gateway_options
 def deliveries_command(status: str | None, endpoint: str | None, limit: int, as_json: bool, gateway: Gateway) -> None:
-    """Show what was and is to be delivered, newest first."""
+    """Show past and pending deliveries, newest first."""
     with gateway.client() as client:
         page = client.webhooks.deliveries(status=status, endpoint=endpoint, limit=limit)
     if as_json:
@@ -186,9 +186,9 @@ def deliveries_command(status: str | None, endpoint: str | None, limit: int, as_
 def redeliver_command(
     ctx: click.Context, /, deliveries: tuple[str, ...], all_dead: bool, endpoint: str | None, gateway: Gateway
 ) -> None:
-    """Deliver again what was given up, or was delivered and lost: the same message, with all attempts before it.
+    """Deliver again what the gateway gave up or a receiver lost: the same message, with as many attempts as before.
 
-    Exit status 1 when one of them is not there; the others are delivered all the same.
+    Exit status 1 when a delivery does not exist; the others are delivered all the same.
     """
     if bool(deliveries) == all_dead:
         raise click.UsageError("name deliveries, or use --dead; `warmlane webhooks deliveries` shows them")
@@ -235,14 +235,14 @@ def endpoints_table(endpoints: Iterable[EndpointView]) -> Table:
         state = (
             "[green]in force[/]" if each.disabled_at is None else f"[red]disabled[/]: {escape(each.disabled_why or '')}"
         )
-        # an address of IPv6 stands in brackets, and callers may be called anything
+        # an IPv6 address has brackets, and a caller may have any name: rich must not read them as markup
         url, caller = escape(each.url), escape(each.caller)
         table.add_row(each.id, state, url, " ".join(each.events), caller, str(each.secrets))
     return table
 
 
 def line_of(delivery: DeliveryView) -> str:
-    """*delivery* in one line, which is not cut: its id is copied into `redeliver`."""
+    """*delivery* on one line. It is not cut, because people copy its ID into `redeliver`."""
     last = delivery.last
     came = "" if last is None else f", the last: {last.status or plain(last.error)}"
     following = "" if delivery.next_at is None else f", the next at {delivery.next_at:%Y-%m-%d %H:%M:%S} UTC"

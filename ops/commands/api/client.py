@@ -1,7 +1,7 @@
-"""The HTTP API as `warmlane submit`, `warmlane demo` and the others use it: `warmlane_client`, with answers as
-`contracts.api` has them and errors for a person.
+"""The HTTP API as `warmlane submit`, `warmlane demo` and the other commands use it: `warmlane_client`, with answers as
+types of `contracts.api`, and errors written for a person.
 
-Answers are read leniently: what a newer gateway adds is ignored.
+Answers are read leniently: fields that a newer gateway adds are ignored.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,9 +22,9 @@ from ops.commands.api.webhooks import WebhookCalls
 from ops.machine.tls import trusting
 from warmlane_client import Call, Task, Wait
 
-# When a task has not moved for so long, the gateway is asked whether it can.
+# When a task has not moved for this long, the client asks the gateway whether it can move.
 STUCK_AFTER_S: Final = 20.0
-# What `/readyz` says of a stream that refuses writes.
+# What `/readyz` says about a stream that refuses writes.
 TAKES_NO_WRITES: Final = "takes no writes"
 FIND_TIMEOUT_S: Final = 10.0
 
@@ -38,11 +38,11 @@ class CommandClient:
     """
 
     def __init__(self, url: str, *, key: Presented | None = None, ca: Path | None = None, said_by: str = "") -> None:
-        """Shows *key* with every request; with *ca*, trusts the certificates of that authority alone. *said_by* says
-        who named the *url*, for errors.
+        """Presents *key* with every request; with *ca*, trusts the certificates of that authority alone. *said_by* is
+        where the *url* comes from, for errors.
 
-        Raises click.BadParameter for what is no URL, click.ClickException for a *ca* or a variable of the environment
-        that cannot be used.
+        Raises click.BadParameter if *url* is not a URL, click.ClickException if *ca* or an environment variable cannot
+        be used.
         """
         trusted = None if ca is None else trusting(ca)
         self._requests = Requests(url, key=key, trusted=trusted, said_by=said_by)
@@ -70,7 +70,7 @@ class CommandClient:
         return decoded(self._requests.send("PUT", path, json=dict(body)), kind)
 
     def task(self, task_id: str) -> tuple[TaskView, dict[str, Any]]:
-        """The task of that id, for a person and as the gateway wrote it."""
+        """The task of that ID: decoded, and as the gateway wrote it."""
         reply = self._requests.send("GET", f"/tasks/{quote(task_id, safe='')}")
         return decoded(reply, TaskView), decoded(reply, dict[str, Any])
 
@@ -83,17 +83,17 @@ class CommandClient:
     def submit(self, body: Mapping[str, Any], *, idempotency_key: str, hold: bool = True) -> tuple[TaskView, str]:
         """Submits *body*, and again with the same key when the answer was lost. Returns the task and its revision.
 
-        Where no lane is free this may take 30 s, until a worker took it. Without *hold* the answer comes at once, and a
-        task that nobody took in time ends as failed with `queue_overloaded`.
+        If no lane is free, this may take 30 s, until a worker has taken the task. Without *hold* the answer comes at
+        once, and a task that no worker takes in time fails with `queue_overloaded`.
         """
         with self._requests.said():
             task = self._client.submit(body, idempotency_key=idempotency_key, hold=hold)
         return _view(task), task.revision
 
     def find(self, body: Mapping[str, Any], *, idempotency_key: str) -> TaskView:
-        """The task of a `submit` of *body* whose answer was not read; it is asked for once, for FIND_TIMEOUT_S at most.
+        """The task of an earlier `submit` of *body* whose answer was not read. Asks once, for FIND_TIMEOUT_S at most.
 
-        Where that submit never arrived, the task is a new one.
+        If the gateway never got that submit, this makes a new task.
         """
         headers = {"Idempotency-Key": idempotency_key, "Prefer": "respond-async"}
         call = Call(method="POST", path="/generate", json=dict(body), headers=headers, reply_timeout_s=FIND_TIMEOUT_S)
@@ -103,7 +103,7 @@ class CommandClient:
     def follow(self, task: TaskView, revision: str, on_change: Callable[[TaskView], None]) -> TaskView:
         """Waits until *task* has ended, however long that takes, and calls *on_change* with each new state and place.
 
-        Raises Stuck where it has not moved for STUCK_AFTER_S, and cannot.
+        Raises Stuck if the task has not moved for STUCK_AFTER_S and cannot move.
         """
         begun = Task.of(msgspec.to_builtins(task), revision)
         with self._requests.said():
@@ -121,14 +121,14 @@ class CommandClient:
             return _view(self._client.cancel(task_id))
 
     def forget(self, task_id: str) -> None:
-        """Has the task of that id, which has ended, forgotten. One that is gone is Refused: `task_not_found`."""
+        """Has the gateway forget the ended task of that ID. Raises Refused, `task_not_found`, if it is gone."""
         with self._requests.said():
             self._client.request(Call(method="DELETE", path=f"/tasks/{quote(task_id, safe='')}/record"))
 
     def download(self, task: TaskView, path: Path, *, part: Path | None = None) -> None:
         """Saves the video of *task*, which is done, at *path*: whole and checked, or not at all.
 
-        Until it is whole, the file is called *part*, of which nothing is left otherwise.
+        Until it is whole, the file is called *part*. Nothing of *part* is left if the download fails.
 
         Raises DamagedVideo when its hash is not the one in the task; OSError when it cannot be written.
         """
@@ -137,7 +137,7 @@ class CommandClient:
             self._client.download(done, path, part=part or path.with_name(f"{path.name}.part"), keep_part=False)
 
     def _require_writes(self, task: Task) -> None:
-        """Raises Stuck where the gateway says that the server stores nothing: then the task cannot move."""
+        """Raises Stuck if the gateway reports that nats-server stores nothing: then the task cannot move."""
         why = [text for text in self.health.troubles() if TAKES_NO_WRITES in text]
         if why:
             raise Stuck(

@@ -1,4 +1,4 @@
-"""What a gateway reports of the system behind it."""
+"""What a gateway reports about the system behind it."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -20,7 +20,7 @@ class GatewayHealth:
         self._requests = requests
 
     def readiness(self) -> Readiness:
-        """Which workers there are. Not yet ready is an answer, and not an error."""
+        """Which workers there are. "Not ready yet" is an answer, and not an error."""
         return decoded(self._requests.readiness(), Readiness)
 
     def troubles(self) -> Sequence[str]:
@@ -31,7 +31,7 @@ class GatewayHealth:
             return ()
 
     def explained(self, error: click.ClickException) -> click.ClickException:
-        """*error*, with what the gateway reports as wrong where it refused because of that."""
+        """*error*; if the queue could not store the request, with what the gateway reports as wrong."""
         if isinstance(error, Refused) and error.problem.code in NOT_STORED:
             return Refused(error.problem, troubles=self.troubles())
         return error

@@ -35,7 +35,7 @@ _folder_option = option_or_variable(
 
 
 class Gateway(Struct, frozen=True):
-    """The gateway that a command talks to, and the key that it shows."""
+    """The gateway that a command talks to, and the key that the command presents."""
 
     url: str
     key: Presented | None = None
@@ -50,7 +50,7 @@ class Gateway(Struct, frozen=True):
 def presented_key(file: Path | None) -> Presented | None:
     """The key in *file*, else the one in WARMLANE_API_KEY, if any.
 
-    Raises click.ClickException for a text that has not the form of a key, and does not repeat that text.
+    Raises click.ClickException if the text does not have the form of a key. The error does not repeat the text.
     """
     try:
         text = os.environ.get(KEY_VARIABLE, "") if file is None else file.read_text(errors="replace")
@@ -76,7 +76,7 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "--api-key-file",
         envvar="WARMLANE_API_KEY_FILE",
         type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        # never as an option: every user of a machine sees the arguments of its processes
+        # the key itself is never an option: every user of a machine sees the arguments of its processes
         help=f"File with the API key. [default: what {KEY_VARIABLE} holds]",
     )
     @option_or_variable(
@@ -97,7 +97,7 @@ def gateway_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def task_id_of(_: click.Context, __: click.Parameter, value: str) -> str:
-    """For an argument: the id of a task. Raises click.BadParameter for what cannot be one."""
+    """Converts an argument to the ID of a task. Raises click.BadParameter if it cannot be one."""
     if not _TASK_ID.fullmatch(value):
         raise click.BadParameter(f"{value!r} is no id of a task; `warmlane tasks list` shows them")
     return value.lower()

@@ -1,4 +1,4 @@
-"""The ways in which a call of the gateway may fail, in words for a person."""
+"""The ways in which a call to the gateway may fail, in words for a person."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final, TypeVar
@@ -25,7 +25,8 @@ class Refused(click.ClickException):
     """The gateway answered with a problem document. A command that does not catch it shows it line by line, and ends
     with exit status 1.
 
-    *retry_after_s* is when another try makes sense, where the gateway knows; *troubles* is what it reports as wrong.
+    *retry_after_s* is the time after which another try makes sense, if the gateway knows it. *troubles* is what the
+    gateway reports as wrong.
     """
 
     def __init__(self, problem: ProblemDocument, *, troubles: Sequence[str] = ()) -> None:
@@ -39,7 +40,7 @@ class Unreachable(click.ClickException):
 
 
 class Stuck(click.ClickException):
-    """A task does not move, since the server stores nothing: its disk is full, most likely."""
+    """A task does not move, because nats-server stores nothing. Most likely its disk is full."""
 
 
 class NotWarmlane(click.ClickException):
@@ -52,7 +53,7 @@ class NotWarmlane(click.ClickException):
 
 
 class DamagedVideo(click.ClickException):
-    """The video that was downloaded has another hash than the task says."""
+    """The downloaded video does not have the hash that the task names."""
 
 
 def problem_lines(problem: ProblemDocument) -> Iterator[str]:
@@ -70,7 +71,7 @@ def problem_lines(problem: ProblemDocument) -> Iterator[str]:
 
 
 def decoded(reply: Reply, kind: type[T]) -> T:
-    """The body of *reply* as *kind*; what a newer gateway adds is ignored. Raises NotWarmlane."""
+    """The body of *reply* as *kind*; fields that a newer gateway adds are ignored. Raises NotWarmlane."""
     try:
         return decode_json(reply.body, lenient(kind))
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Requests to one gateway, through `warmlane_client`, whose failures are errors for a person."""
+"""Requests to one gateway, through `warmlane_client`. Their failures become errors written for a person."""
 
 import contextlib
 import ssl
@@ -20,24 +20,23 @@ from warmlane_client.errors import (
     WarmlaneError,
 )
 
-# A busy system is asked again by `--retry` alone, which says so on the terminal.
+# Only `--retry` asks a busy system again, and says so on the terminal.
 PATIENCE: Final = Patience(busy_s=0.0)
 SERVICE_UNAVAILABLE: Final = 503
 
 
 class Requests:
-    """A connection to one gateway. Every method raises Unreachable where nobody answers, and Refused or NotWarmlane for
-    an answer that is no success."""
+    """A connection to one gateway. Every method raises Unreachable if no gateway answers, and Refused or NotWarmlane if
+    the answer is not a success."""
 
     def __init__(self, url: str, *, key: Presented | None, trusted: ssl.SSLContext | None, said_by: str) -> None:
-        """Shows *key* with every request; *trusted* is whom alone it trusts. *said_by* says who named the *url*.
+        """Presents *key* with every request, and trusts only *trusted*. *said_by* is where the *url* comes from.
 
-        Raises click.BadParameter for what is no URL, click.ClickException for a variable of the environment that
-        cannot be used.
+        Raises click.BadParameter if *url* is not a URL, click.ClickException if an environment variable cannot be used.
         """
         self._said_by = f" ({said_by})" if said_by else ""
         with self.said():
-            # without one, none: `presented_key` has looked into the environment
+            # "" means no key: `presented_key` has already looked in the environment
             self.client = Client(url, key="" if key is None else key.text, ca=trusted, patience=PATIENCE)
 
     def send(
@@ -49,7 +48,7 @@ class Requests:
         params: Mapping[str, str | list[str]] | None = None,
         repeatable: bool = False,
     ) -> Reply:
-        """The answer, a success. Where nobody answers it is sent again if it is *repeatable*."""
+        """Returns the answer, a success. If no gateway answers, sends a *repeatable* request again."""
         with self.said():
             call = Call(method=method, path=path, json=json, params=params or {})
             return self.client.request(call, repeatable=repeatable)
@@ -62,7 +61,7 @@ class Requests:
 
     @contextlib.contextmanager
     def said(self) -> Iterator[None]:
-        """Raises what `warmlane_client` raises inside as errors for a person."""
+        """Turns the errors that `warmlane_client` raises inside the block into errors for a person."""
         try:
             yield
         except Misconfigured as error:

@@ -27,7 +27,7 @@ class WebhookCalls:
         return decoded(self._requests.send("GET", "/webhooks"), EndpointsPage)
 
     def add(self, url: str, events: Sequence[str]) -> EndpointSecret:
-        """Registers *url* for *events*, or for those that the gateway takes for usual."""
+        """Registers *url* for *events*, or for the gateway's default events if there are none."""
         body: dict[str, Any] = {"url": url} | ({"events": list(events)} if events else {})
         return decoded(self._requests.send("POST", "/webhooks", json=body), EndpointSecret)
 
@@ -36,7 +36,7 @@ class WebhookCalls:
         return decoded(self._requests.send("POST", f"{_path(endpoint)}/test"), WebhookTestView)
 
     def rotate(self, endpoint: str, overlap_s: float) -> EndpointSecret:
-        """Gives *endpoint* a new secret; those before it sign as well for *overlap_s*."""
+        """Gives *endpoint* a new secret; for *overlap_s*, the earlier secrets sign as well."""
         params = {"overlap_s": f"{overlap_s:g}"}
         return decoded(self._requests.send("POST", f"{_path(endpoint)}/rotate", params=params), EndpointSecret)
 
@@ -60,7 +60,7 @@ class WebhookCalls:
         return decoded(self._requests.send("GET", "/webhooks/deliveries", params=params), DeliveriesPage)
 
     def redeliver(self, delivery: str) -> DeliveryView:
-        """Puts *delivery* in line again."""
+        """Queues *delivery* again."""
         path = f"/webhooks/deliveries/{quote(delivery, safe='')}/redeliver"
         return decoded(self._requests.send("POST", path), DeliveryView)
 

@@ -61,8 +61,8 @@ def _size(manifest: BackupManifest) -> str:
 def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profile: str) -> None:
     """Save every stream and bucket into DIR, while tasks go on.
 
-    DIR must be new or empty. Videos and images are not in it: copy the artifact store afterwards. It still holds tasks
-    that are forgotten later.
+    DIR must be new or empty. The backup holds no videos and no images: copy the artifact store afterwards. It still
+    holds tasks that are forgotten later.
     """
 
     async def work(link: NatsLink, on_bytes: OnBytes) -> BackupManifest:
@@ -84,8 +84,8 @@ def backup_command(folder: Path, nats: NatsAccess, settings: Path | None, profil
 def restore_command(folder: Path, nats: NatsAccess, replicas: int | None) -> None:
     """Bring back what `warmlane backup` saved in DIR.
 
-    The server must hold none of it; start gateways and workers afterwards. Tasks that were forgotten since the backup
-    are back: forget them once more.
+    The server must hold none of these streams and buckets; start gateways and workers afterwards. Tasks that were
+    forgotten since the backup come back: forget them once more.
     """
     begun_s = time.monotonic()
     manifest, unended = _run(

@@ -1,23 +1,23 @@
 """A backup: every stream and bucket as files, in the layout of the NATS CLI, and the order in which saving them is
 safe.
 
-Each stream is a snapshot of its own, taken a moment after the one before, while tasks go on. Their order makes what
-lies between harmless (`snapshot_order`): queues, then records, then the other buckets.
+Each stream is a snapshot of its own, taken a moment after the previous one, while tasks go on. Their order
+(`snapshot_order`) makes the changes in between harmless: queues, then records, then the other buckets.
 
-- Records are saved after queues. So a message is never ahead of its record, for which a worker would wait; a message
-  that is behind its record is dropped, as always. A pending record whose message is not in the backup is overdue when
-  it comes back, and is moved or ended by the gateway that looks at it.
-- A snapshot takes time, and holds only what is still there when its turn comes: of a key that moves on more often
-  than its history is long, nothing or an old revision. So the records of tasks that have not ended are read before
-  the snapshot of their bucket, and `restore` puts those forward that it brought back older or not at all. Records that
-  have ended move no more. Other buckets may lack what changed just then; their owners write it again.
-- A backup of an earlier version holds the timers of its tasks, too. They are passed over: a gateway reads the deadline
+- Records are saved after queues. So no message is ahead of its record; a worker would wait for that record. A worker
+  drops a message that is behind its record, as always. A pending record whose message is not in the backup is overdue
+  after the restore: the gateway that looks at it reroutes or ends the task.
+- A snapshot takes time, and holds only what is still there when its turn comes. Of a key that changes more often than
+  its history is long, it holds nothing or an old revision. So `backup` reads the records of tasks that have not ended
+  before it takes the snapshot of their bucket. `restore` then updates each of them that came back older or not at all.
+  Records of ended tasks no longer change. Other buckets may lack what changed just then; their owners write it again.
+- A backup of an earlier version also holds the timers of its tasks. `restore` skips them: a gateway reads the deadline
   of each task from its record (ADR 0037).
 
-What is restored then goes on by the usual rules: a task that was running loses its lease and is queued again; one that
-waited too long for the degraded worker ends as `queue_overloaded`, for a lane it is rerouted. What was accepted after
-the backup is not known any more. Videos, their thumbnails and images are files of the artifact store: copied after the
-backup, so that everything that a record names is there.
+After a restore, tasks go on by the usual rules. A task that was running loses its lease and is queued again. A task
+that waited too long for the degraded worker ends as `queue_overloaded`; one that waited too long for a lane is
+rerouted. Tasks that were accepted after the backup are unknown. Videos, thumbnails and images are files of the artifact
+store. They are copied after the backup, so that everything that a record names is there.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,7 @@ class Record(Struct, frozen=True):
 
 
 class BackupManifest(Struct, frozen=True, kw_only=True):
-    """What a backup holds; written last, so that a folder with one is whole."""
+    """What a backup holds. It is written last, so that a folder with a manifest is whole."""
 
     format: int
     server: str
@@ -79,7 +79,7 @@ def snapshot_order(want: Topology) -> list[str]:
 
 
 def restore_order(names: list[str]) -> list[str]:
-    """*names* in the order in which they must come back: what acts on records after them. Pure."""
+    """*names* in the order in which they must come back: buckets, then the queues that act on their records. Pure."""
     return sorted(names, key=lambda name: (not name.startswith(bucket_stream("")), name))
 
 

@@ -1,4 +1,4 @@
-"""Reads a backup: it is restored into a nats-server of its own, which ends with the reading."""
+"""Reads a backup by restoring it into a nats-server of its own, which ends when the reading ends."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from ops.nats.access import NatsAccess, environment_for, make_users, password_va
 from ops.nats.link import NatsLink
 from ops.nats.server import ANY_PORT, embedded_command, embedded_url
 
-# A server that is started on a busy machine may take so long to answer.
+# A server that is started on a busy machine may take this long to answer.
 STARTS_S: Final = 60.0
 LOOK_S: Final = 0.02
 LOG: Final = "nats-server.log"
@@ -38,10 +38,10 @@ class _Ports(Struct, frozen=True):
 
 @asynccontextmanager
 async def opened(folder: Path) -> AsyncIterator[NatsLink]:
-    """A server that holds what the backup in *folder* holds, for as long as it is read. The backup stays as it is.
+    """A server that holds what the backup in *folder* holds, while the block runs. The backup stays as it is.
 
-    Raises BackupError for a folder that is no whole backup, or has no records of tasks, and for a server that does not
-    start; NoNatsServer, TransportUnavailable, OSError.
+    Raises BackupError if *folder* is no whole backup or has no records of tasks, and if the server does not start;
+    NoNatsServer, TransportUnavailable, OSError.
     """
     manifest = read_manifest(folder)
     if bucket_stream(TASKS) not in {stream.name for stream in manifest.streams}:

@@ -110,7 +110,7 @@ async def _send(link: NatsLink, name: str, subject: str, chunk: bytes, within_s:
 
 
 async def _put_forward(link: NatsLink, unended: list[Record]) -> None:
-    """Stores those records that came back older than they were known to be, or not at all."""
+    """Stores each of the *unended* records that came back older, or not at all."""
     for record in unended:
         entry = await link.entries.get(TASKS, record.task_id)
         revision = entry.revision if entry is not None else 0

@@ -35,8 +35,8 @@ from ops.nats.link import NatsLink
 async def backup(link: NatsLink, want: Topology, folder: Path, on_bytes: OnBytes) -> BackupManifest:
     """Saves every stream and bucket of *want* into *folder*, which appears when all of it is written.
 
-    *on_bytes* is called with a stream, the bytes that came, and about how many there are. Raises BackupError,
-    TransportUnavailable.
+    It calls *on_bytes* with a stream's name, the number of bytes received, and about how many there are. Raises
+    BackupError, TransportUnavailable.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BackupError(f"{folder} is not empty; name a new folder")
@@ -99,7 +99,7 @@ async def _save(link: NatsLink, name: str, folder: Path, on_bytes: OnBytes) -> S
 
 
 async def _receive(chunks: Subscription, name: str, path: Path, on_bytes: Callable[[int], None]) -> tuple[bytes, str]:
-    """Writes the snapshot to *path*, and returns how it begins, and its SHA-256."""
+    """Writes the snapshot to *path*, and returns its first bytes and its SHA-256."""
     digest, begins, came = hashlib.sha256(), b"", 0
     with _private(path) as file:
         while chunk := await _next(chunks, name):
@@ -110,7 +110,7 @@ async def _receive(chunks: Subscription, name: str, path: Path, on_bytes: Callab
             on_bytes(came)
             if chunk.reply:
                 with translated(name):
-                    await chunk.respond(b"")  # without an answer the server sends no more than a few
+                    await chunk.respond(b"")  # without an answer, the server stops after a few chunks
         file.flush()
         os.fsync(file.fileno())
     return begins, digest.hexdigest()

@@ -41,8 +41,8 @@ def case_of(
     """The demand on the models of *settings*, with assumed numbers where none are given. *order* replaces that of the
     settings.
 
-    Raises click.BadParameter for a model that the settings do not have, for one for which we assume nothing, and when
-    nothing arrives at all.
+    Raises click.BadParameter for a model that the settings do not have, for a number that is neither given nor assumed,
+    and when nothing arrives at all.
     """
     for option, given in (("--arrivals", arrivals), ("--service", service), ("--load", load), ("--lanes", lanes or {})):
         unknown = set(given) - set(settings.models)
@@ -83,7 +83,7 @@ def case_of(
 
 
 class Comparison(Struct, frozen=True, kw_only=True):
-    """Both deployments of a case, and from which arrivals on a video costs less with lanes; None for never."""
+    """Both deployments of a case, and the arrivals above which a video costs less with lanes (None: never)."""
 
     case: Case
     lanes: Deployment

@@ -124,8 +124,8 @@ def command(
 ) -> None:
     """Estimate what dedicated warm lanes carry and cost, beside one degraded worker for all models.
 
-    Arrivals and times are yours to give: what is not given is an assumption, marked with a star, and not a
-    measurement. Limits, the order of the degraded queue and the number of lanes come from the settings.
+    Give your own arrivals and times. A value that you do not give is an assumption, not a measurement, and is marked
+    with a star. Limits, the order of the degraded queue and the number of lanes come from the settings.
     ops/capacity.md says what is computed and what is simulated.
     """
     if plot_path is not None and plot_path.suffix not in PLOT_FORMATS:

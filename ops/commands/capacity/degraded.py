@@ -1,7 +1,7 @@
 """The degraded worker of a deployment: the simulation of `ops/simulation.py`, over requests that are made up. Pure.
 
-The same question gives the same answer: chance is seeded, so that of the same mix the same requests come, in a longer
-or a shorter day.
+The same question gives the same answer, because chance is seeded. The same mix gives the same requests, spread over a
+longer or a shorter day.
 """
 
 import random
@@ -18,10 +18,10 @@ from contracts.order import Costs
 from ops.commands.capacity.stations import HOUR_S, Demand, Station, Terms
 from ops.simulation import Arrival, Outcome, by_policy, simulate
 
-# So many requests are simulated: a share of them is right within 1 or 2 of 100.
+# How many requests are simulated: a share of them is right within 1 or 2 percentage points.
 REQUESTS: Final = 4_000
 SEED: Final = 7
-# The waits of those that are taken are counted in so many steps.
+# How many steps the waits of requests that are taken are counted in.
 STEPS: Final = 200
 
 
@@ -42,7 +42,7 @@ def simulated(demands: Sequence[Demand], per_h: Mapping[str, float], terms: Term
     return _simulated(tuple(demands), tuple(per_h[demand.model] for demand in demands), terms)
 
 
-# the tables, the verdict and the search for a break-even ask for the same again
+# the tables, the verdict and the search for a break-even ask for the same results
 @lru_cache(maxsize=256)
 def _simulated(demands: tuple[Demand, ...], per_h: tuple[float, ...], terms: Terms) -> DegradedFigures:
     models = [demand.model for demand in demands]
@@ -86,7 +86,7 @@ def _arrivals(models: Sequence[str], per_h: Sequence[float]) -> list[Arrival]:
 
 @cache
 def _chances() -> tuple[tuple[float, float], ...]:
-    """Of each request: the gap before it, 1 on average, and where between 0 and 1 its model is drawn."""
+    """For each request: the gap before it (1 on average), and a number between 0 and 1 that picks its model."""
     chance = random.Random(SEED)  # noqa: S311  # no secret
     return tuple((chance.expovariate(1.0), chance.random()) for _ in range(REQUESTS))
 

@@ -1,8 +1,8 @@
 """What a deployment carries and costs: arrivals, service times, lanes in; shares, waits, cost per video out. Pure.
 
-Lanes are queues that requests leave when they are not taken within a limit: `ops/capacity.md` derives the formulas, and
-says what each assumes and where it is off. The degraded worker is simulated, because its order decides which swaps it
-needs (`degraded.py` beside this). `warmlane capacity` prints the results.
+Lanes are queues that requests leave when they are not taken within a limit. `ops/capacity.md` derives the formulas, and
+says what each assumes and where it is inexact. The degraded worker is simulated, because its order decides which swaps
+it needs (`degraded.py` beside this). `warmlane capacity` prints the results.
 """
 
 import math
@@ -15,21 +15,23 @@ from msgspec.structs import replace
 from ops.commands.capacity.degraded import simulated
 from ops.commands.capacity.stations import HOUR_S, Demand, Station, Terms, station
 
-# How far, from the given arrivals, a rate is looked for at which both deployments cost the same.
+# Multiples of the given arrivals, among which to look for the rate at which both deployments cost the same.
 BREAK_EVEN_FACTORS: Final = tuple(10 ** (power / 4) for power in range(-8, 9))
-# There a video has to cost less by more than this share, or it may be chance: the degraded worker is simulated.
+# At that rate, a video has to cost less with lanes by more than this share. A smaller difference may be chance, because
+# the degraded worker is simulated.
 CHANCE: Final = 0.02
-# And how often the step in which it lies is halved: to a ten thousandth.
+# How often the step that holds this rate is halved: to a ten thousandth.
 HALVINGS: Final = 12
 
 
 class Flow(Struct, frozen=True, kw_only=True):
-    """What becomes of the requests for one model, or for all of them. Shares are of its arrivals, times in seconds.
+    """What becomes of the requests for one model, or for all models. Shares are of the arrivals, times in seconds.
 
     *warm*: taken by a worker that holds the model. *loaded*: taken by the degraded worker, which loads it first.
-    *overloaded*: `queue_overloaded`, at once or after the wait. *rerouted*: no lane took it in time (FR-021 c); it is
-    one of the others as well. *utilisation* is that of its lanes. *wait_s* and *wait_p95_s* are those of the requests
-    that are taken, and *video_s* is their mean time to the video, loading included; 0 where none is taken.
+    *overloaded*: `queue_overloaded`, at once or after the wait. *rerouted*: no lane took the request in time (FR-021
+    c); it counts among the other shares as well. *utilisation* is that of the lanes. *wait_s* and *wait_p95_s* are
+    those of the requests that are taken. *video_s* is their mean time to the video, loading included; 0 if none is
+    taken.
     """
 
     model: str
@@ -136,13 +138,13 @@ def scaled(demands: Sequence[Demand], factor: float) -> tuple[Demand, ...]:
 
 
 def break_even_per_h(demands: Sequence[Demand], terms: Terms) -> float | None:
-    """The arrivals per hour, of all models in their mix, from which on a video costs less with lanes than without.
+    """The arrivals per hour, of all models in their mix, above which a video costs less with lanes than without.
 
-    None where it never does, from a hundredth to a hundred times *demands*.
+    None if it never does, from a hundredth to a hundred times *demands*.
     """
 
     def dearer(factor: float) -> float:
-        """By how much a video costs more with lanes, as a share of what it costs without."""
+        """How much more a video costs with lanes, as a share of its cost without."""
         at = scaled(demands, factor)
         lanes = deployment(at, terms).cost_per_video
         alone = deployment(without_lanes(at), terms).cost_per_video

@@ -1,4 +1,4 @@
-"""Plots, by matplotlib, which only some extras bring."""
+"""Plots, by matplotlib, which only some extras install."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def plot_into(path: Path, *, extra: str, size_in: tuple[float, float], font_size
             f"the plot needs the package matplotlib, which is not installed; pip install -c constraints.txt -e "
             f"'.[{extra}]' in the checkout brings it"
         ) from error
-    # text stays text, and names of parts do not change from one run to the next
+    # text stays text, and the IDs of elements do not change from one run to the next
     with matplotlib.rc_context({"svg.hashsalt": "warmlane", "svg.fonttype": "none", "font.size": font_size}):
         figure = Figure(figsize=size_in, layout="constrained")
         yield figure

@@ -13,12 +13,12 @@ from ops.commands.capacity.model import Deployment, Flow, deployment, scaled, wi
 from ops.commands.capacity.plots import plot_into
 from ops.commands.capacity.stations import Demand
 
-# The plot goes from a tenth of the arrivals to about 30 times as many.
+# The plot goes from a tenth of the given arrivals to about 30 times the given arrivals.
 PLOTTED: Final = tuple(10 ** (power / 10) for power in range(-10, 16))
 
 
 def inputs_table(case: Case) -> Table:
-    """What the rest follows from; a star marks an assumption."""
+    """The inputs, from which the rest follows; a star marks an assumption."""
     table = Table(title="in")
     for heading in ("model", "arrivals/h", "service", "load", "lanes"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
@@ -83,7 +83,7 @@ def _cost(cost: float | None) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """What the numbers say of dedicated lanes."""
+    """What the numbers say about dedicated lanes."""
     lanes, alone = comparison.lanes, comparison.alone
     arrivals_per_h = lanes.total.arrivals_per_h
     if lanes.gpus == 1:

@@ -10,10 +10,10 @@ from msgspec import Struct
 from contracts.order import Policy
 
 HOUR_S: Final = 3_600.0
-# The wait is computed in steps: the least and the most of them.
+# The wait is computed in steps: their least and their greatest number.
 STEPS_MIN: Final = 200
 STEPS_MAX: Final = 1_000
-# Numbers above this are scaled down: the wait's density grows exponentially with an overload.
+# Numbers above this are scaled down: the wait's density grows exponentially under overload.
 LARGE: Final = 1e150
 
 
@@ -34,7 +34,7 @@ class Demand(Struct, frozen=True, kw_only=True):
 class Terms(Struct, frozen=True, kw_only=True):
     """What holds for all models: the limits of the protocol, and a price.
 
-    *release_s* is the time to give a pipeline back, with proof. *policy* orders the degraded queue.
+    *release_s* is the time to release a pipeline, with proof. *policy* orders the degraded queue.
     """
 
     lane_wait_s: float
@@ -75,11 +75,11 @@ class Station(Struct, frozen=True, kw_only=True):
 
 
 def station(*, rate_per_s: float, servers: int, services: Sequence[tuple[float, float]], patience_s: float) -> Station:
-    """Arrivals at random (Poisson), which *servers* take in their order; those that have waited for *patience_s* leave.
+    """A queue with random (Poisson) arrivals, which *servers* take in order. Those that have waited *patience_s* leave.
 
-    *services* are the service times in seconds, each with its probability. Exact for one server, for service times
-    that vary exponentially, and for no patience at all; in between, the other servers are taken to be at a random point
-    of their work whenever one gets free.
+    *services* are the service times in seconds, each with its probability. The result is exact for one server, for
+    service times that vary exponentially, and for no patience at all. Otherwise it assumes that the other servers are
+    at a random point of their work whenever one becomes free.
     """
     mean_s = sum(share * service_s for share, service_s in services)
     if rate_per_s == 0:
@@ -87,7 +87,7 @@ def station(*, rate_per_s: float, servers: int, services: Sequence[tuple[float, 
     if servers == 0:
         return Station(patience_s=patience_s, utilisation=0.0, taken_by=(0.0,))
     load = rate_per_s * mean_s
-    last_free = 1.0  # of the times when a server is free: the share when just one is (Erlang's loss formula)
+    last_free = 1.0  # the share of the times with a free server in which just one is free (Erlang's loss formula)
     for number in range(1, servers):
         last_free = load * last_free / (number + load * last_free)
     shortest_s = min(service_s for _, service_s in services)
@@ -113,7 +113,7 @@ def station(*, rate_per_s: float, servers: int, services: Sequence[tuple[float, 
 def _still_busy(
     wait_s: float, step_s: float, servers: int, services: Sequence[tuple[float, float]], mean_s: float
 ) -> float:
-    """The chance that no server gets free within *wait_s* of the moment in which the last one began a task."""
+    """The chance that no server becomes free within *wait_s* after the last one began a task."""
     # a service time that falls into the step counts in part, or the mean would be off
     new = sum(share * min(1.0, max(0.0, (service_s - wait_s) / step_s + 0.5)) for share, service_s in services)
     rest = sum(share * max(0.0, service_s - wait_s) for share, service_s in services) / mean_s
@@ -121,7 +121,7 @@ def _still_busy(
 
 
 def _renewals(over: Sequence[float], step_rate: float) -> tuple[list[float], float]:
-    """u = over + rate · (u convolved with over) by the trapezoidal rule, and the scale that u is in."""
+    """Solves u = over + rate · (u convolved with over) by the trapezoidal rule. Returns u and the scale of u."""
     reach = next((index for index, value in enumerate(over) if value == 0.0), len(over))
     grown, one = [over[0]], 1.0
     for index in range(1, len(over)):

@@ -49,7 +49,7 @@ def report(console: Console, runs: Sequence[Run], *, degraded: bool) -> None:
 
 
 def are_there(readiness: Readiness, *, degraded: bool) -> bool:
-    """Whether the workers are there for which the requests are meant: a warm lane for each model, or the degraded
+    """Whether the workers that the requests are meant for are there: a warm lane for each model, or the degraded
     worker."""
     with_lanes = [model for model in readiness.models.values() if model.lanes]
     if degraded or not with_lanes:
@@ -58,7 +58,7 @@ def are_there(readiness: Readiness, *, degraded: bool) -> bool:
 
 
 def wait_for_workers(console: Console, client: CommandClient, *, degraded: bool) -> None:
-    """Waits a while for workers that still start. If they do not, the requests will show why."""
+    """Waits a while for workers that are still starting. If they never start, the requests will show why."""
     deadline_s = time.monotonic() + WARM_UP_S
     with console.status("waiting for the degraded worker" if degraded else "waiting for the lanes to warm up"):
         while not are_there(client.health.readiness(), degraded=degraded) and time.monotonic() < deadline_s:
@@ -107,10 +107,10 @@ def _make(out: Path) -> None:
 @gateway_options
 @click.pass_context
 def command(ctx: click.Context, /, count: int, out: Path, degraded: bool, fallback: bool, gateway: Gateway) -> None:
-    """Alternate the models, save every video, and judge what was seen.
+    """Alternate the models, save every video, and judge the results.
 
-    Exit status 1 when not every request ended as done or, with --degraded, when a release was not proven; with
-    --fallback, when a request failed or the lane did not come back.
+    Exit status 1 when a request did not end as done; with --degraded, also when a release was not proven. With
+    --fallback, exit status 1 when a request failed or the lane did not come back.
     """
     console = Console()
     if fallback:

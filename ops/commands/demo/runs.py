@@ -32,7 +32,7 @@ PROMPTS: Final = (
 
 
 class Run(Struct, frozen=True, kw_only=True):
-    """One request of the demo. Without a *task* it was refused, and *refusal* is the code."""
+    """One request of the demo. If *task* is None, the gateway refused it, and *refusal* is the code."""
 
     number: int
     model: str
@@ -80,7 +80,7 @@ def run_one(
 ) -> Run:
     """Submits *body*, waits for its end and saves its video in *out*; *on_change* sees every state of the task.
 
-    Ctrl-C, or OnALane from *on_change*, cancels the task and is raised further.
+    Ctrl-C, or OnALane from *on_change*, cancels the task and is re-raised.
     """
     model = str(body["model"])
     begun_s = time.monotonic()
@@ -102,7 +102,7 @@ def run_one(
 
 
 def bodies(models: Sequence[ModelView], count: int) -> Iterator[dict[str, Any]]:
-    """*count* requests that take the models in turn. Raises ImportError where a picture is needed and Pillow absent."""
+    """*count* requests that take the models in turn. Raises ImportError if one needs a picture and Pillow is absent."""
     for index in range(count):
         model = models[index % len(models)]
         body = {"model": model.name, "prompt": PROMPTS[index // len(models) % len(PROMPTS)]}

@@ -1,4 +1,4 @@
-"""`warmlane demo --fallback`: a lane is killed, its requests degrade, and they come back. Reported as it happens."""
+"""`warmlane demo --fallback`: kills a lane, and reports live how its requests degrade and come back to it."""
 
 import contextlib
 import signal
@@ -66,10 +66,9 @@ def is_complete(since_kill: Sequence[Scene]) -> bool:
 
 
 def print_story(console: Console, client: CommandClient, body: Mapping[str, Any]) -> bool:
-    """Plays and prints the story for the model of *body*, which is sent again and again, and returns whether it ended
-    well.
+    """Plays and prints the story for the model of *body*, and sends *body* repeatedly. Returns whether it ended well.
 
-    Raises click.ClickException where no lane is warm, or where the lane is no process of this machine.
+    Raises click.ClickException unless the model has exactly one lane, which is warm and a process of this machine.
     """
     model = str(body["model"])
     lane = _warm_lane(client, model)
@@ -119,7 +118,7 @@ def _await_claim(client: CommandClient, begun: tuple[TaskView, str] | Refused) -
 
 
 def _await_move(client: CommandClient, model: str, lane: LaneView) -> None:
-    """Returns when no gateway would send a request to the dead process any more."""
+    """Returns once the gateway would send no request to the dead process, or after RECOVER_WITHIN_S."""
 
     def serves() -> bool:
         return any(one.pid == lane.pid and one.state in SERVING for one in _lanes_of(client, model))

@@ -11,7 +11,7 @@ from ops.commands.demo.runs import Run
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of *values* that at least *percent* of them do not exceed (nearest rank). There must be one."""
+    """The smallest of *values* that at least *percent* % of them do not exceed (nearest rank). It needs one value."""
     ranked = sorted(values)
     return ranked[max(0, math.ceil(percent / 100 * len(ranked)) - 1)]
 
@@ -103,7 +103,7 @@ def _between(start: datetime, end: datetime | None, unit: float, form: str) -> s
 
 
 def choices_of(runs: Sequence[Run]) -> list[str]:
-    """Why the degraded worker started each of *runs* when it did: a line for each reason, with the numbers of those."""
+    """Why the degraded worker started each of *runs* when it did: a line for each reason, with its runs' numbers."""
     found: dict[str, list[str]] = {}
     for run in runs:
         claims = [entry.detail for entry in run.task.timeline if entry.event == "claim"] if run.task else []

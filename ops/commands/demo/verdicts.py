@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from ops.commands.demo.runs import Run, model_switches
 
-# SC-001 asks for at least so many requests, SC-005 for this share of switches accepted within this time.
+# SC-001 asks for at least this many requests, SC-005 for this share of switches accepted within this time.
 REQUESTS_ASKED: Final = 20
 ACCEPT_WITHIN_S: Final = 3.0
 ACCEPT_SHARE: Final = 0.95
@@ -58,7 +58,7 @@ def judge_acceptance(runs: Sequence[Run]) -> CriterionVerdict:
 
 
 def judge_release(runs: Sequence[Run]) -> CriterionVerdict:
-    """FR-002: on the degraded worker, every switch carries the proof that the model before was gone first."""
+    """FR-002: on the degraded worker, every switch carries the proof that the previous model was gone first."""
     switches = model_switches(runs)
     if not switches:
         return CriterionVerdict("FR-002", "not shown: no request switched the model", None)
@@ -75,10 +75,10 @@ def doubt_of_release(before: Run, run: Run) -> str | None:
     """What is missing in the proof of release that *run* carries; None when nothing is.
 
     1. There is a receipt, and it is for the model of the run.
-    2. `nothing_resident` is no release where the run before left its pipeline with the same worker.
-    3. `unloaded` with a component still alive is no release.
-    4. Without a probe only a kill is a release.
-    5. With a probe: at least two samples, no more in use than its proof allows, and room for the next pipeline.
+    2. `nothing_resident` proves no release if the previous run left its pipeline with the same worker.
+    3. `unloaded` with a component still alive proves no release.
+    4. Without a probe, only a kill proves a release.
+    5. With a probe: at least two samples, no more memory in use than its proof allows, and room for the next pipeline.
     """
     swap = run.task.swap if run.task is not None else None
     if run.task is None or swap is None or swap.loaded_model != run.model:  # 1

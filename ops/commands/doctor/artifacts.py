@@ -1,4 +1,4 @@
-"""What `warmlane doctor` says of a bucket. Changes nothing: whether it can be written shows when a process starts."""
+"""What `warmlane doctor` reports about a bucket. It changes nothing: processes test writing when they start."""
 
 import asyncio
 from typing import Final
@@ -7,12 +7,12 @@ from ops.artifact_place import BucketPlace, in_bucket
 from ops.artifacts import StorageFailed
 from ops.commands.doctor.findings import Finding
 
-# No object of ours has this name: that it is not there is an answer, too.
+# No object of ours has this name: "not found" is an answer too.
 ASKED: Final = "probe-of-doctor"
 
 
 def bucket(place: BucketPlace) -> Finding:
-    """Whether the bucket answers, with these credentials. It is asked for one object."""
+    """Whether the bucket answers with these credentials when it is asked for the size of one object."""
 
     async def ask() -> None:
         await in_bucket(place).size(ASKED)

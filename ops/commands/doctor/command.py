@@ -32,7 +32,7 @@ def models_of(models_dir: Path, settings: Path | None, profile: str) -> Iterator
         return
     try:
         gpus = survey().gpus
-    except (DriverUnusable, AmbiguousOrder):  # the line of the cards names it
+    except (DriverUnusable, AmbiguousOrder):  # the line about the cards reports it
         gpus = ()
     for entry in entries:
         if entry.checkpoint.random_weights is None:
@@ -66,9 +66,10 @@ def command(
     profile: str,
     nats_url: str | None,
 ) -> None:
-    """Report what this machine has, and what to do about the rest.
+    """Report what this machine has, what it lacks, and what to do about that.
 
-    Exit status 0 when `warmlane up` can run with these options, or does run on this folder, else 1. Nothing is changed.
+    Exit status 0 when `warmlane up` can run with these options, or already runs on this folder; otherwise 1. It changes
+    nothing.
     """
     require_distinct({"--port": port, "--nats-port": nats_port})
     running_here = find(data_dir, is_named=True).addresses

@@ -72,13 +72,13 @@ def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess, *, profi
 
 
 def _driver(cards_are_needed: bool) -> Iterator[Finding]:
-    # the line of the cards names a driver that does not work
+    # the line about the cards reports a driver that does not work
     with contextlib.suppress(DriverUnusable):
         yield judge_driver(cuda_of_torch(), driver_version(), cards_are_needed=cards_are_needed)
 
 
 def _slots(profile: str) -> Iterator[Finding]:
-    """A finding where `warmlane up` would find no card, and so would not start: `up` asks by the same function."""
+    """A finding if `warmlane up` would find no card, and so would not start: `up` calls the same function."""
     try:
         slots(profile, lanes=0, gpus=None)
     except click.ClickException as error:
@@ -86,7 +86,7 @@ def _slots(profile: str) -> Iterator[Finding]:
 
 
 def _running(holder: StoreHolder) -> Finding:
-    """Not `missing`: the folder is there for it. The line names what is to be stopped before another one starts."""
+    """Not `missing`: a running system is no fault. The line names the process to stop before another can start here."""
     return Finding(what=RUNNING, level="ok", found=f"{holder} runs on this folder")
 
 

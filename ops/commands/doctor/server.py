@@ -49,18 +49,18 @@ async def clock(server: NatsAccess) -> Finding:
 
 
 def queue(server: NatsAccess, settings: Path | None, profile: str) -> Iterator[Finding]:
-    """The streams that these settings want and *server* lacks; nothing where none runs there."""
-    with contextlib.suppress(SettingsError):  # the line of the models names it
+    """The streams that these settings want and *server* lacks; nothing if no server runs there."""
+    with contextlib.suppress(SettingsError):  # the line about the models reports it
         found = asyncio.run(_lacks(server, wanted(load_settings(settings).catalog(profile), keep_s=0)))
         if found is not None:
             yield found
 
 
 async def _lacks(server: NatsAccess, want: Topology) -> Finding | None:
-    """What a server that runs lacks, or limits where it would lose tasks; None where there is nothing to look at."""
+    """What a running server lacks, or limits so tightly that it would lose tasks; None if there is no usable server."""
     try:
         link = await NatsLink.connect(server, name="doctor", wait_s=CONNECT_WAIT_S)
-    except (TransportUnavailable, UnusableServer):  # the clock's line names it
+    except (TransportUnavailable, UnusableServer):  # the line about the clock reports it
         return None
     try:
         found = [str(each) for each in await differences(link, want) if each.field in ("", *LIMITS)]

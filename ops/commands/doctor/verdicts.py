@@ -18,7 +18,8 @@ from ops.nats.connecting import MINIMUM_SERVER
 from ops.nats.server_clock import MAX_SKEW_S
 
 GIB: Final = 1024**3
-# Below the first there is no room to begin, below the second not for long (tiny videos are small, streams grow).
+# Below the first, there is no room to start. Below the second, the room does not last: tiny videos are small, but
+# streams grow.
 DISK_NEEDED_BYTES: Final = GIB // 2
 DISK_ADVISED_BYTES: Final = 5 * GIB
 
@@ -82,10 +83,10 @@ def judge_gpus(
 
 
 def judge_driver(cuda: str | None, driver: str | None, *, cards_are_needed: bool) -> Finding:
-    """The driver, compared with what the CUDA that torch was built with needs. *driver* is None where none is loaded.
+    """Compares the driver with what torch's version of CUDA needs. *driver* is None if none is loaded.
 
     1. A torch without CUDA needs no driver, and runs on no card.
-    2. For a version of CUDA that we do not know there is no verdict.
+    2. There is no verdict on a version of CUDA that we do not know.
     3. With an older driver than NVIDIA's table asks for, every pipeline host would fail at its first step on a card.
     """
     what = "NVIDIA driver"
@@ -119,8 +120,8 @@ def _gpu(gpu: GpuInfo) -> str:
 
 
 def judge_model(entry: ModelEntry, models_dir: Path, gpus: Sequence[GpuInfo]) -> Finding:
-    """A model that is loaded from a prepared folder: whether the largest card, when it is empty, and the host can serve
-    it."""
+    """Whether the largest card, when it is empty, and the host can serve a model that is loaded from a prepared
+    folder."""
     what, folder = f"model {entry.name}", models_dir / entry.checkpoint.folder
     try:
         components = weights_of(folder)

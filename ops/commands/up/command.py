@@ -122,15 +122,15 @@ def command(
 ) -> None:
     """Run the whole system on this machine: nats-server, gateway, warm lanes and degraded worker, on loopback.
 
-    On another --host it starts when there is an API key.
+    With another --host, it starts only if there is an API key.
 
-    It goes on until Ctrl-C, which drains: tasks in hand are finished, nothing is left running.
+    It runs until Ctrl-C, which drains it: the workers finish the tasks in hand, and no process is left running.
     """
     require_distinct({"--port": port, "--nats-port": nats_port})
     require_links_possible(links_last_s, artifacts)
     tls = tls_of(tls_cert, tls_key)
     configure_logging("up", level="warning")
-    # a terminal or a disk that takes no text does not end the command
+    # a terminal or a disk that takes no text must not end the command
     console = Console(file=cast(IO[str], SafeText(sys.stdout)))
     try:
         catalog = load_settings(settings).catalog(profile)

@@ -21,7 +21,7 @@ from ops.nats.server import embedded_command
 from ops.telemetry.export import METRICS_FOLDER, METRICS_LISTEN
 
 STOP_S: Final = 10.0
-# The supervisor kills lanes that do not drain, and has this much longer for that.
+# The supervisor kills lanes that do not drain. It has this much longer to do so.
 SUPERVISOR_EXTRA_S: Final = 5.0
 # How long the shared fork server may take to accept workers. On an idle machine it takes a few tenths of a second.
 FORKS_LISTEN_S: Final = 5.0
@@ -63,14 +63,14 @@ class Processes:
         return [part.name for part in parts if part.is_failing]
 
     def forget_forks(self) -> None:
-        """Removes the socket of the shared fork server, where there is one: also that of an earlier run."""
+        """Removes the socket of the shared fork server, if there is one, even one that an earlier run left."""
         if self.shares_forks:
             remove(self._forks)
 
     async def forks_listen(self) -> None:
-        """Returns when workers find the shared fork server, or after FORKS_LISTEN_S.
+        """Returns once workers can find the shared fork server, or after FORKS_LISTEN_S.
 
-        A worker that finds nobody there imports torch itself, and the shared server is there to spare it that.
+        A worker that finds no server imports torch itself, which the shared server is there to spare it.
         """
         if not self.shares_forks:
             return
@@ -82,8 +82,8 @@ class Processes:
                     await asyncio.sleep(0.02)
 
     async def drain(self, hurry: asyncio.Event) -> None:
-        """Lets the tasks in hand be finished; *hurry* kills what still drains. nats-server and the fork server go
-        on."""
+        """Lets the workers finish the tasks in hand; *hurry* kills processes that still drain. nats-server and the fork
+        server go on."""
         windows, models = self._setup.catalog.windows, self._setup.catalog.models
         within_s = windows.drains_s(models.values()) + DRAIN_EXTRA_S
 

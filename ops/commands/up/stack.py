@@ -33,8 +33,8 @@ from ops.nats.server import embedded_url
 from ops.nats.store_keeper import StoreKeeper
 from ops.waiting import set_within
 
-# The degraded worker starts when the lanes have imported their libraries, a standby when a degraded worker leads, and
-# either after this time at the latest: on a machine with few cores, starting all at once would delay the lanes by
+# The degraded worker starts when the lanes have imported their libraries, and a standby when a degraded worker leads.
+# Each starts after this time at the latest. On a machine with few cores, starting all at once would delay the lanes by
 # seconds.
 TURN_S: Final = 15.0
 

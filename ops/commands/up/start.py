@@ -29,10 +29,10 @@ def how_started(
 ) -> StartStage:
     """The stage that a start has reached. Pure.
 
-    1. While the gateway does not answer, or a lane is still on its way: not yet.
-    2. While nobody serves every model: not yet. Either all lanes have to be warm, or a degraded worker has to lead.
-    3. A part that ends again and again: partly.
-    4. No degraded worker leads yet: not yet.
+    1. While the gateway does not answer, or a lane is still starting: not yet.
+    2. While some model may have no worker: not yet. Either all lanes have to be warm, or a degraded worker has to lead.
+    3. If a part ends again and again: partly.
+    4. While no degraded worker leads: not yet.
     5. Otherwise ready.
     """
     if not answers or len(lanes) < wanted or any(state not in SETTLED for state in lanes):  # 1
@@ -67,7 +67,7 @@ async def until_answers(host: str, port: int, tls: ssl.SSLContext | None) -> Non
 
 
 def unchecked() -> ssl.SSLContext:
-    """For a probe of our own gateway, whose certificate names another host: the probe sends nothing that matters."""
+    """For a probe of our own gateway, whose certificate names another host. The probe sends nothing secret."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

@@ -86,7 +86,7 @@ class StartReport:
         self._say_start()
 
     async def gateway_answers(self) -> None:
-        """Shows that the gateway answers. Returns when it has been shown that everything runs."""
+        """Shows that the gateway answers. Returns once the screen has said that everything runs."""
         self._answers = True
         url = self._setup.url
         self._screen.say(f"[bold]{url}[/]  ·  docs {url}/docs  ·  logs {self._setup.data_dir / 'logs'}")
@@ -99,7 +99,7 @@ class StartReport:
             await asyncio.sleep(POLL_S)
 
     def drains(self) -> None:
-        """From now on nothing is shown of the start, or of who leads."""
+        """From now on, shows nothing more about the start or about which degraded worker leads."""
         self._draining = True
 
     def _say_lane(self, lane: LaneHeartbeat, state: LaneState) -> None:
