@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes what compose.yaml takes from its environment: the profile cpu, and passwords made at random. What the file
-# holds already stays as it is, so it may be run again: after an upgrade it adds what is new.
+# Writes what compose.yaml takes from its environment: the profile cpu, and passwords made at random. It leaves what the
+# file already holds as it is, so you may run it again: after an upgrade it adds what is new.
 #
 #   sh ops/deploy/new-env.sh          writes .env, which docker compose reads by itself
 #   sh ops/deploy/new-env.sh FILE     for docker compose --env-file FILE
@@ -10,7 +10,7 @@ umask 077
 file=${1:-.env}
 touch "$file"
 chmod 600 "$file"
-# a last line without its end would swallow the first one of ours
+# if the last line has no newline, our first line would become part of it
 if [ -n "$(tail -c 1 "$file")" ]; then echo >> "$file"; fi
 
 add() {

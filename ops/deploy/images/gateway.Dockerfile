@@ -3,15 +3,15 @@
 #   docker build --file ops/deploy/images/gateway.Dockerfile --tag warmlane-gateway:0.1.0 .
 FROM python:3.11.14-slim-bookworm AS build
 
-# More arguments for pip, as the Makefile's: an index of your own, for one.
+# More arguments for pip, such as an index of your own, like PIP_ARGS of the Makefile.
 ARG PIP_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CACHE_DIR=/pip-cache
 WORKDIR /build
-# without pip, which would only be something to attack in the image
+# without pip: the image does not need it, and it would be one more thing to attack
 RUN python -m venv --without-pip /venv
 
-# Dependencies first, but our own package: this layer stays while they do, whatever changes in the source.
+# Dependencies first, without our own packages: this layer stays as long as they do, whatever changes in the source.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
@@ -21,7 +21,7 @@ print(*(each for each in needed if not each.startswith('warmlane-')), sep='\n')"
 RUN --mount=type=cache,target=/pip-cache --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     python -m pip --python /venv/bin/python install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt
 
-# Our own packages into a folder of their own: a change of the source makes a layer of a few MB, on top of that one.
+# Our own packages go into a folder of their own: a change of the source makes a layer of a few MB on top of that one.
 FROM build AS ours
 COPY . .
 # hadolint ignore=SC2086

@@ -1,6 +1,6 @@
 #!/bin/sh
-# nats.conf takes the passwords from the environment. Of a variable NAME_FILE, as engines and Kubernetes hand secrets
-# over, this takes what is in the file.
+# nats.conf takes the passwords from the environment. Container engines and Kubernetes pass a secret as a file: if
+# NAME_FILE names one, this script sets NAME to what the file holds.
 set -eu
 
 refuse() {

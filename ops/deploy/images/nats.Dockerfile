@@ -4,7 +4,7 @@ FROM nats:2.15.1-alpine3.22
 # A new volume takes the owner of the folder that it is mounted on.
 RUN install -d -o 10001 -g 10001 /data \
     && mkdir -p /etc/warmlane
-# In the image, and not mounted: a container would keep the old file after git has replaced it.
+# nats.conf is in the image, not mounted: a container would keep the old file after git has replaced it.
 COPY nats.conf /etc/warmlane/warmlane.conf
 COPY ops/deploy/images/nats.conf /etc/warmlane/nats.conf
 COPY --chmod=755 ops/deploy/images/nats-entrypoint.sh /usr/local/bin/warmlane-nats

@@ -1,5 +1,5 @@
-# What shows Warmlane to its operators, with its configuration: one image for each target. The files are in the images, and
-# not mounted: a container would keep the old file after git has replaced it.
+# The monitoring programs with their configuration: one image for each target. The files are in the images, not mounted:
+# a container would keep the old file after git has replaced it.
 #
 #   docker build --file ops/deploy/images/observe.Dockerfile --target prometheus --tag warmlane-prometheus:0.1.0 .
 FROM otel/opentelemetry-collector:0.159.0 AS otel-collector

@@ -2,7 +2,7 @@
 #
 #   docker build --file ops/deploy/images/worker.Dockerfile --tag warmlane-worker-gpu:0.1.0 .
 #
-# By itself pip takes the build of torch that runs on NVIDIA cards. For the one for CPUs alone, which is smaller by far:
+# By default, pip takes the build of torch that runs on NVIDIA cards. For the CPU build, which is far smaller:
 #
 #   docker build … --build-arg PIP_ARGS='--extra-index-url URL' .
 #
@@ -13,10 +13,11 @@ ARG PIP_ARGS=""
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CACHE_DIR=/pip-cache
 WORKDIR /build
-# without pip, which would only be something to attack in the image
+# without pip: the image does not need it, and it would be one more thing to attack
 RUN python -m venv --without-pip /venv
 
-# Dependencies first, but our own package: this layer, of several GB, stays while they do, whatever changes in the source.
+# Dependencies first, without our own packages: this layer of several GB stays as long as they do, whatever changes in
+# the source.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
 project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
@@ -26,7 +27,7 @@ RUN --mount=type=cache,target=/pip-cache --mount=type=secret,id=pip_conf,target=
     python -m pip --python /venv/bin/python install --constraint constraints.txt ${PIP_ARGS} --requirement requirements.txt \
     && rm -rf /venv/lib/python3.11/site-packages/torch/test /venv/lib/python3.11/site-packages/torch/include
 
-# Our own packages into a folder of their own: a change of the source makes a layer of a few MB, on top of that one.
+# Our own packages go into a folder of their own: a change of the source makes a layer of a few MB on top of that one.
 FROM build AS ours
 COPY . .
 # hadolint ignore=SC2086
@@ -43,8 +44,8 @@ RUN groupadd --gid 10001 warmlane \
         /usr/local/lib/python3.11/site-packages/wheel* /usr/local/lib/python3.11/ensurepip
 COPY --from=build /venv /venv
 COPY --from=ours /ours /venv
-# The allocator's settings are FR-010; asking for CUDA must not start it before the host forks. What libraries want to
-# cache goes to /tmp: nothing else of the container can be written. NVML, which proves a release, needs `utility`.
+# The allocator's settings are FR-010. A check for CUDA must not start CUDA before the host forks. Libraries keep their
+# caches in /tmp: nothing else in the container is writable. NVML, which proves a release, needs `utility`.
 ENV PATH=/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONUNBUFFERED=1 \
@@ -60,7 +61,7 @@ LABEL org.opencontainers.image.title="Warmlane: lanes, degraded workers and thei
     org.opencontainers.image.revision="${REVISION}"
 
 USER 10001:10001
-# Of a worker with `--metrics-port 9464`, as compose.yaml and the chart start it.
+# For a worker with `--metrics-port 9464`, as compose.yaml and the chart start it.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["python", "-m", "ops.commands.healthcheck", "http://127.0.0.1:9464/livez"]
 ENTRYPOINT ["warmlane"]

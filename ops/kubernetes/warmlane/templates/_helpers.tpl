@@ -2,7 +2,7 @@
 {{- .Values.nameOverride | default .Chart.Name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- /* Short enough for a ReplicaSet's and a pod's suffix behind it, and a component's name between. */ -}}
+{{- /* Short enough that a component's name and the suffixes of a ReplicaSet and a pod fit after it. */ -}}
 {{- define "warmlane.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 30 | trimSuffix "-" -}}
@@ -209,7 +209,7 @@ automountServiceAccountToken: false
 {{ include "warmlane.podConfined" . }}
 {{- end -}}
 
-{{- /* Whose account the pod has, is said beside it. */ -}}
+{{- /* The pod template that includes this names the service account itself. */ -}}
 {{- define "warmlane.podConfined" -}}
 {{- with .Values.images.pullSecrets }}
 imagePullSecrets:

@@ -1,6 +1,6 @@
 {{- /*
 The pod of a worker. (dict "root" $ "component" lane|degraded "worker" the merged values "labels" MAP "args" LIST)
-Its slot is the one card that the pod was given, or a CPU slot of the pod's own name (`--slot auto`).
+Its slot is the one card that the pod was given, or a CPU slot named after the pod (`--slot auto`).
 */ -}}
 {{- define "warmlane.worker" -}}
 {{- $root := .root }}
@@ -23,7 +23,7 @@ metadata:
   {{- include "warmlane.podMetadata" (dict "root" $root "component" .component "labels" .labels "annotations" $annotations) | nindent 2 }}
 spec:
   {{- include "warmlane.podCommon" $root | nindent 2 }}
-  # pause reaps what a killed fork server leaves, and the process that Warmlane logs is not 1 in every pod
+  # pause then reaps the children of a killed fork server, and the PID that Warmlane logs is not 1 in every pod
   shareProcessNamespace: true
   terminationGracePeriodSeconds: {{ $worker.terminationGracePeriodSeconds }}
   {{- with $worker.runtimeClassName }}
@@ -84,7 +84,7 @@ spec:
         periodSeconds: 10
         timeoutSeconds: 5
         failureThreshold: 6
-      # a lane is ready once it is warm, so that a rollout takes the next one only then
+      # a lane is ready once it is warm, so that a rollout replaces the next one only then
       readinessProbe:
         httpGet: {path: /readyz, port: metrics}
         periodSeconds: 2
@@ -108,7 +108,7 @@ spec:
         {{- end }}
   volumes:
     {{- if eq $card.by "shared-claim" }}
-    # whoever sees the card has to see its lock: the claim keeps them on one node, and this is its disk
+    # every worker that sees the card has to see its lock: the claim keeps them on one node, and they share this volume
     - {name: data, persistentVolumeClaim: {claimName: {{ include "warmlane.fullname" $root }}-{{ .claim }}}}
     {{- else }}
     - {name: data, emptyDir: {sizeLimit: {{ $worker.scratch }}}}
