@@ -27,7 +27,7 @@ REGRESSION_ARGS ?=
 SOAK_ARGS ?=
 BENCH_ARGS ?=
 
-# Tests start a thousand processes. Where the environment forbids Python to keep what it compiled, each would compile the product anew.
+# Tests start a thousand processes. If the environment forbade Python to keep its bytecode, each would compile the product again.
 unexport PYTHONDONTWRITEBYTECODE
 
 BIN := $(VENV)/bin
@@ -53,13 +53,13 @@ help: ## List the targets and the variables
 run: $(RUN_READY) ## Start Warmlane on this machine (warmlane up)
 	@exec $(BIN)/warmlane up $(UP_ARGS)
 
-# What takes a minute and needs one core only runs beside the tests. What it says is shown when it fails: at once, and at the end.
+# `make types` takes a minute on one core, so it runs beside the tests. If it fails, its output is shown: at once, and at the end.
 test: style ## Run the linters, the type checker and every test
 	@$(MAKE) --no-print-directory types > $(TYPES_LOG) 2>&1 || { cat $(TYPES_LOG); false; } & types=$$!; \
 	$(PYTEST); tests=$$?; \
 	wait $$types && grep -E '^(Success|Contracts):' $(TYPES_LOG) || { cat $(TYPES_LOG); exit 1; }; exit $$tests
 
-# `.ci/build-tools FOLDER` builds them. `make test` does without: there these tests are skipped.
+# `.ci/build-tools FOLDER` builds these tools. `make test` runs without them, and skips these tests.
 tools-test: $(TEST_READY) ## Test with the real NATS CLI, Jaeger, Prometheus and generated clients (WARMLANE_TEST_TOOLS names their folder)
 	$(BIN)/python -m pytest $$(grep -rl --include='test_*.py' 'mark[.]tools' tests) -m tools -rs --numprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
@@ -83,7 +83,7 @@ panel: $(TEST_READY) ## Measure the panel with 1,000 tasks, and a gateway with 5
 numbers: $(TEST_READY) ## Measure what the main job costs on this machine (about 2 minutes)
 	$(BIN)/python -m tests.drills.numbers
 
-order: $(TEST_READY) ## Compare orders of the degraded queue: what each serves, swaps and lets wait (about 1 minute)
+order: $(TEST_READY) ## Compare orders of the degraded queue: what each serves, swaps and keeps waiting (about 1 minute)
 	$(BIN)/python -m tests.drills.order $(ORDER_ARGS)
 
 overload: $(TEST_READY) ## Send ten times what the degraded worker can do, and judge its limits (about 4 minutes)
@@ -116,7 +116,7 @@ chaos: $(TEST_READY) ## Kill, stop and restart every process under load; prove t
 chaos-plants: $(TEST_READY) ## Plant bugs, each of which the checker of `make chaos` must find (about 6 minutes)
 	$(BIN)/python -m tests.drills.chaos --plants
 
-cluster: $(TEST_READY) ## Kill one of three nats-servers after the other, with two gateways on S3, and judge what is lost (about 3 minutes)
+cluster: $(TEST_READY) ## Kill each of three nats-servers in turn, with two gateways on S3, and judge what is lost (about 3 minutes)
 	$(BIN)/python -m tests.drills.cluster $(CLUSTER_ARGS)
 
 containers: $(TEST_READY) ## Build the images, start compose.yaml and drill it; skipped where there is no container engine (about 10 minutes)
@@ -128,10 +128,10 @@ kubernetes: $(TEST_READY) ## Install the chart on the cluster that KUBECONFIG na
 scaling: $(TEST_READY) ## Simulate days of traffic with lanes that follow the demand, beside lanes that are always there (about 20 seconds)
 	$(BIN)/python -m tests.drills.scaling $(SCALING_ARGS)
 
-autoscaling: $(TEST_READY) ## Let lanes follow a load by KEDA, on the cluster that KUBECONFIG names (about 8 minutes)
+autoscaling: $(TEST_READY) ## Let KEDA scale lanes with the load, on the cluster that KUBECONFIG names (about 8 minutes)
 	$(BIN)/python -m tests.drills.autoscaling $(AUTOSCALING_ARGS)
 
-services: $(TEST_READY) ## Run the systemd units by a real systemd, in a Debian of its own; skipped where there can be none (about 4 minutes)
+services: $(TEST_READY) ## Run the systemd units under a real systemd, in a Debian of its own; skipped where there can be none (about 4 minutes)
 	$(BIN)/python -m tests.drills.services $(SERVICES_ARGS)
 
 observe: $(TEST_READY) ## Cause everything that an operator must be able to see, and print what was seen (about 90 seconds)
@@ -157,7 +157,7 @@ bench-all: $(BENCH_READY) ## Measure what `make bench` does and everything else,
 model: $(TEST_READY) ## Search the protocol's interleavings for a broken invariant (about 2 minutes)
 	$(BIN)/python -m tests.model
 
-audit: $(TEST_READY) ## Look the pinned packages up in the database of known holes (needs the internet)
+audit: $(TEST_READY) ## Look the pinned packages up in the database of known vulnerabilities (needs the internet)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet pip-audit==2.10.1 $(PIP_ARGS)
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
@@ -165,14 +165,14 @@ clean: ## Remove .venv and every cache; .warmlane with its videos stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# What the tests need includes what `make run` needs, so one who tests first does not wait again.
+# What the tests need includes what `make run` needs, so `make run` does not install again after `make test`.
 $(TEST_READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(call build_venv)
 	@echo "Installing Warmlane and its test tools into $(VENV); the first time, torch makes this a matter of minutes."
 	$(PIP_INSTALL) -e clients/python -e '.[worker,server,dev]'
 	@touch $(RUN_READY) $@
 
-# Beside what is there already, of a test or a run: neither has to be built anew.
+# Adds to the .venv that a test or a run has built, so that neither has to be built again.
 $(BENCH_READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(call build_venv)
 	@echo "Installing Warmlane and what it is measured against into $(VENV); the first time, torch makes this a matter of minutes."
@@ -185,7 +185,7 @@ $(RUN_READY): pyproject.toml clients/python/pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e clients/python -e '.[worker,server]'
 	@touch $@
 
-# Stops with the hint that mends it, before anything is downloaded. A .venv whose Python is gone is built anew.
+# Stops with a hint before anything is downloaded, if something is missing. Rebuilds a .venv whose Python is gone.
 define build_venv
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "There is no $(PYTHON). Install Python 3.11 or later (Debian, Ubuntu: apt install python3 python3-venv)," \
