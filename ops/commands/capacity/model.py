@@ -28,10 +28,9 @@ class Flow(Struct, frozen=True, kw_only=True):
     """What becomes of the requests for one model, or for all models. Shares are of the arrivals, times in seconds.
 
     *warm*: taken by a worker that holds the model. *loaded*: taken by the degraded worker, which loads it first.
-    *overloaded*: `queue_overloaded`, at once or after the wait. *rerouted*: no lane took the request in time (FR-021
-    c); it counts among the other shares as well. *utilisation* is that of the lanes. *wait_s* and *wait_p95_s* are
-    those of the requests that are taken. *video_s* is their mean time to the video, loading included; 0 if none is
-    taken.
+    *overloaded*: `queue_overloaded`, at once or after the wait. *rerouted*: no lane took it in time (FR-021 c); it
+    counts among the other shares as well. *utilisation* is that of the lanes. *wait_s* and *wait_p95_s* are those of
+    the requests that are taken. *video_s* is their mean time to the video, loading included; 0 if none is taken.
     """
 
     model: str
