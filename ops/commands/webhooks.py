@@ -186,7 +186,7 @@ def deliveries_command(status: str | None, endpoint: str | None, limit: int, as_
 def redeliver_command(
     ctx: click.Context, /, deliveries: tuple[str, ...], all_dead: bool, endpoint: str | None, gateway: Gateway
 ) -> None:
-    """Deliver again what the gateway gave up or a receiver lost: the same message, with as many attempts as before.
+    """Deliver again what the gateway gave up or a receiver lost: the same message, with the full number of attempts.
 
     Exit status 1 when a delivery does not exist; the others are delivered all the same.
     """
