@@ -127,7 +127,7 @@ def topology(
         buckets=(
             # the record carries its own moves (`timeline`); each older revision that is kept costs as much again
             BucketSpec(name=TASKS, description="The record of every task, with its timeline.", history=4, ttl_s=keep_s),
-            BucketSpec(name=LANES, description="What each lane last said of itself.", ttl_s=LANES_TTL_S),
+            BucketSpec(name=LANES, description="What each lane last reported.", ttl_s=LANES_TTL_S),
             BucketSpec(name=SLOTS, description="What is resident on each card; removing a key lifts a quarantine."),
             BucketSpec(
                 name=LEADER,
@@ -146,7 +146,7 @@ def topology(
             BucketSpec(name=WEBHOOKS, description="The endpoints of webhooks, with their sealed secrets.", history=4),
             BucketSpec(
                 name=DELIVERIES,
-                description="What is on its way to receivers of webhooks, was delivered, or is dead.",
+                description="Webhook deliveries: pending, delivered or dead.",
                 ttl_s=deliveries_ttl_s(keep_s),
             ),
         ),
