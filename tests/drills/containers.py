@@ -1,4 +1,4 @@
-"""`make containers`: builds the images, starts `compose.yaml` as it is, and does to it what operators do and what goes
+"""`make containers`: builds the images, starts `compose.yaml` as it is, and tries what operators do and what can go
 wrong, where a container engine is.
 
 It works on a copy of what git has of this checkout, with a project, tags and volumes of its own. `DOCKER` is the
@@ -237,7 +237,7 @@ def page(found: Sequence[Finding], *, engine: str, machine: str) -> str:
             "# What a container engine did with compose.yaml",
             "",
             f"`make containers` wrote this page, with {engine}, on {machine}. It builds the images from what",
-            "git has, starts the profile `cpu`, and does to it what operators do and what goes wrong. Then it starts",
+            "git has, starts the profile `cpu`, and tries what operators do and what can go wrong. Then it starts",
             "the profile `supervised`.",
             "[deploy.md](deploy.md#what-was-tried-and-what-was-not) says what it does not try.",
             "",

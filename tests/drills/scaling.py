@@ -72,7 +72,7 @@ def ways() -> list[Way]:
     return [
         *(Way(f"{count}, always", Lanes(first=count)) for count in range(1, MOST_FIXED + 1)),
         Way(scaled, Lanes(rules=chart)),
-        Way(f"{scaled}, nobody says which are idle", Lanes(rules=chart, keeps_costs=False)),
+        Way(f"{scaled}, idle lanes not marked", Lanes(rules=chart, keeps_costs=False)),
         Way(f"{scaled}, cool-down 120 s", Lanes(rules=replace(chart, cool_down_s=120.0))),
         Way(f"{scaled}, tasksPerLane 0.5", Lanes(rules=replace(chart, tasks_per_lane=0.5))),
         Way(f"2 to {chart.most}, by demand", Lanes(first=2, rules=replace(chart, least=2))),

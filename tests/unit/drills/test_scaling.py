@@ -74,7 +74,7 @@ def test_what_a_smooth_and_a_bursty_day_say() -> None:
     fixed = of_a_day("smooth", "3, always")
     assert scaled.by_lane > fixed.by_lane
     assert scaled.lane_hours < fixed.lane_hours
-    unsaid = of_a_day("smooth", "1 to 6, by demand, nobody says which are idle")
+    unsaid = of_a_day("smooth", "1 to 6, by demand, idle lanes not marked")
     assert scaled.busy_told_to_go < unsaid.busy_told_to_go
     two, slow = of_a_day("bursty", "2, always"), of_a_day("bursty", "1 to 6, by demand, cold start 600 s")
     assert slow.by_lane <= two.by_lane
