@@ -49,15 +49,21 @@ SHARE: Final = click.FloatRange(0, 1, min_open=True, max_open=True)
     type=click.Choice(ORDER_NAMES),
     help="The order of the degraded queue. [default: as the settings say]",
 )
-@click.option("--swap-share", type=SHARE, help="The most of the time for swaps. [default: as the settings say]")
+@click.option(
+    "--swap-share",
+    type=SHARE,
+    help="The largest share of the card's time for swaps. [default: as the settings say]",
+)
 @click.option("--slice-max", "slice_max_s", type=Duration(), help="The longest slice. [default: as the settings say]")
 @click.option(
-    "--turn-share", type=SHARE, help="The least of the time for each class that waits. [default: as the settings say]"
+    "--turn-share",
+    type=SHARE,
+    help="The smallest share of the card's time for each waiting class. [default: as the settings say]",
 )
 @click.option(
     "--lanes",
     type=Lanes(),
-    help="So many warm lanes of each model, all the time, as in anisora=1,phr00t=2; a model that is not named has "
+    help="This many warm lanes of each model, all the time, as in anisora=1,phr00t=2; a model that is not named has "
     "none. [default: those that routing saw then]",
 )
 @click.option(
