@@ -203,7 +203,7 @@ class MinuteView(Struct, frozen=True, kw_only=True):
     long these had waited in all and at most, and how many ended as `done`, as `queue_overloaded`, or as failed for
     another reason.
 
-    *overloaded* also counts requests that found the degraded queue full, for which there is no task: those that this
+    *overloaded* also counts requests that the degraded queue refused, of which there is no task: those that this
     gateway has refused since it started."""
 
     at: datetime

@@ -37,7 +37,7 @@ class Minute(Struct, kw_only=True):
 
 
 class Swap(Struct, frozen=True, kw_only=True):
-    """A load that the task *task_id* needed, which ended at *at*."""
+    """A load that the task *task_id*, which ended at *at*, needed."""
 
     task_id: str
     model: str
