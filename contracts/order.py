@@ -27,7 +27,7 @@ RULES: Final[Mapping[int, str]] = {
     2: "the order is first in, first out",
     3: "stricter classes had their share, and it is the turn of this one",
     4: "no stricter class waits",
-    5: "it would have expired within the slice, and its caller has had less of the card",
+    5: "it would have expired during the next run, and its caller has had less of the card",
     6: "its model is loaded, and its slice lasts or no other model waits",
     7: "the oldest task of its model waits longest",
 }

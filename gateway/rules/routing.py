@@ -14,8 +14,8 @@ READY_STATES: Final = frozenset({LaneState.WARM, LaneState.BUSY})
 # The rules of `route`, in words for an operator.
 RULES: Final[Mapping[int, str]] = {
     1: "the operator switched the model to degraded",
-    2: "a lane is warm or busy, and was heard of in time",
-    3: "no lane is ready, and the provider denied one for its quota, or had it leave for that",
+    2: "a lane is warm or busy, and was heard from in time",
+    3: "no lane is ready, and the provider denied a lane for its quota, or made it leave for that reason",
     4: "no lane is ready, or the lanes had their turn and did not take it",
 }
 _RULE_OF: Final[Mapping[FallbackCause, int]] = {"manual": 1, "quota": 3, "capacity": 4}
