@@ -284,7 +284,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise SettingsError(f"{name!r} stands twice in one object")
+            raise SettingsError(f"{name!r} appears twice in one object")
         found[name] = value
     return found
 

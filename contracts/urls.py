@@ -64,16 +64,16 @@ def parse_url(text: str) -> NamedUrl:
         try:
             IPv6Address(host)
         except ValueError:
-            raise BadUrl("what stands in brackets is no IPv6 address") from None
+            raise BadUrl("the text in brackets is not an IPv6 address") from None
     elif _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
         try:
             IPv4Address(host)
         except ValueError:
-            raise BadUrl("the host is a number, and no IPv4 address in its usual form") from None
+            raise BadUrl("the host ends in a number, but is not an IPv4 address in dotted form") from None
     elif len(host) > 253 or not all(0 < len(label) <= 63 for label in host.removesuffix(".").split(".")):
-        raise BadUrl("the host is no name")
+        raise BadUrl("the host is not a valid name")
     scheme: Literal["http", "https"] = "https" if match["scheme"].lower() == "https" else "http"
     port = _PORTS[scheme] if match["port"] is None else int(match["port"])
     if not 0 < port < 65_536:
-        raise BadUrl("the port is not one from 1 to 65535")
+        raise BadUrl("the port is not a number from 1 to 65535")
     return NamedUrl(scheme, host, port, (match["path"] or "/") + (match["query"] or ""))

@@ -244,9 +244,7 @@ def command(
                 traces_reads=trace_reads,
             )
             if tls is None and not host.is_loopback:
-                log.warning(
-                    "no_tls", risk="keys and videos can be read on their way", advice="--tls-cert and --tls-key"
-                )
+                log.warning("no_tls", risk="keys and videos can be read in transit", advice="--tls-cert and --tls-key")
             if behind.allowed_hosts and services.keys.is_open:
                 log.warning(
                     "open_to_others",

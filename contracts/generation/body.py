@@ -94,7 +94,7 @@ def form_value(text: str, *, is_text: bool) -> Any:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise MalformedBody("a key stands twice in one object")
+        raise MalformedBody("a key appears twice in one object")
     return found
 
 

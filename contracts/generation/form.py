@@ -76,7 +76,7 @@ class FormFields:
 
     def _add(self, name: str, value: Any) -> None:
         if name in self.values:
-            raise MalformedBody(f"the field {_named(name)} stands twice in the form")
+            raise MalformedBody(f"the field {_named(name)} appears twice in the form")
         self.values[name] = value
 
 

@@ -131,7 +131,7 @@ def no_such_image(ref: str) -> FieldError:
 
 def _source(name: str, value: Mapping[str, Any], errors: list[FieldError]) -> ImageSource | None:
     for unknown in sorted(value.keys() - set(_SOURCES))[:1]:
-        message = f"{name}: no such field {shown(unknown)!r}; the fields are ref or url"
+        message = f"{name}: no such field {shown(unknown)!r}; the fields are ref and url"
         errors.append(FieldError(pointer=f"/{name}", code="unknown_field", message=message, expected=_SOURCES))
         return None
     if len(value) != 1:

@@ -53,9 +53,9 @@ def objection(address: Address, allowed: Sequence[Network], *, option: str) -> s
     if isinstance(address, IPv6Address) and (address.ipv4_mapped is not None or address.scope_id is not None):  # 1
         inside = address.ipv4_mapped
         return (
-            f"{address} is of one link alone"
+            f"{address} belongs to one link only"
             if inside is None
-            else f"{address} is another form of {inside}; write it so"
+            else f"{address} is another form of {inside}; write it in that form"
         )
     if address in METADATA:  # 2
         return f"{address} hands out credentials of cloud machines"
@@ -79,7 +79,7 @@ def objection_to(
     Every address counts, and not only the first: which of them is used is chance.
     """
     if not addresses:
-        return "its name leads to no address"
+        return "its name resolves to no address"
     for address in addresses:
         found = objection(address, allowed, option=option)
         if found is not None:

@@ -175,7 +175,7 @@ def _take_image(sent: Mapping[str, Any], made: Translation) -> None:
         return
     name = given[0]
     if len(given) > 1:
-        made.errors.append(_twice(given[1], name))
+        made.errors.append(_twice(given[1], name, "gives an image already"))
     made.named["image"] = name
     value = sent[name]
     if isinstance(value, str) and value.lstrip().startswith("{"):  # as in vLLM-Omni's forms
@@ -205,7 +205,7 @@ def _take_size(sent: Mapping[str, Any], made: Translation) -> None:
         return
     for side, text in zip(("width", "height"), found.groups(), strict=True):
         if side in sent and sent[side] != int(text):
-            made.errors.append(_twice(side, "size"))
+            made.errors.append(_twice(side, "size", "gives another value"))
         made.body[side] = int(text)
         made.named[side] = "size"
 
@@ -243,8 +243,8 @@ def _take_seconds(sent: Mapping[str, Any], entry: ModelEntry | None, made: Trans
     made.named["num_frames"] = "seconds"
 
 
-def _twice(name: str, other: str) -> FieldError:
-    message = f"{name}: {other} says it already, and says otherwise; send one of them"
+def _twice(name: str, other: str, said: str) -> FieldError:
+    message = f"{name}: {other} {said}; send only one of them"
     return FieldError(pointer=f"/{name}", code="said_twice", message=message)
 
 

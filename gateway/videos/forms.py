@@ -84,4 +84,4 @@ def _value(name: str, part: str, content: bytes) -> Any:
 
 
 def _twice(name: str) -> MalformedBody:
-    return MalformedBody(f"the part {shown(name)!a} stands twice in the form")
+    return MalformedBody(f"the part {shown(name)!a} appears twice in the form")

@@ -137,7 +137,7 @@ def test_an_image_in_a_form_may_be_named_or_be_text_too() -> None:
 def test_a_field_that_stands_twice_is_refused() -> None:
     fields = FormFields()
     fields.add_image("image", PNG, "image/png")
-    with pytest.raises(MalformedBody, match="stands twice"):
+    with pytest.raises(MalformedBody, match="appears twice"):
         fields.add_text("image", b"x")
 
 

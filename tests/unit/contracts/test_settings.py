@@ -282,7 +282,7 @@ def test_a_mistake_before_the_place_where_the_file_breaks_is_reported() -> None:
 
 def test_a_duplicate_entry_is_refused() -> None:
     twice = PACKAGED.replace(b'"phr00t": {', b'"anisora": {')
-    assert refusal(twice) == "'anisora' stands twice in one object"
+    assert refusal(twice) == "'anisora' appears twice in one object"
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

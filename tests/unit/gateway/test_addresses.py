@@ -34,7 +34,7 @@ def test_what_is_not_on_the_public_internet_is_refused(text: str) -> None:
 def test_an_address_of_ipv4_in_one_of_ipv6_is_told_how_to_write_it() -> None:
     found = objection(ip_address("::ffff:1.1.1.1"), (), option=OPTION)
     assert found is not None
-    assert found.endswith("is another form of 1.1.1.1; write it so")
+    assert found.endswith("is another form of 1.1.1.1; write it in that form")
 
 
 def test_both_ends_of_every_refused_network_are_refused() -> None:

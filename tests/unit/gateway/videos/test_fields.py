@@ -97,8 +97,13 @@ REFUSED = [
     pytest.param(PHR00T | {"size": "720p"}, ['size: expected WIDTHxHEIGHT, as in 832x480, got "720p"'], id="no-size"),
     pytest.param(
         PHR00T | {"size": "96x64", "width": 128},
-        ["width: size says it already, and says otherwise; send one of them"],
+        ["width: size gives another value; send only one of them"],
         id="size-and-width",
+    ),
+    pytest.param(
+        ANISORA | {"input_reference": ImageFile(PNG), "image_reference": {"image_url": data_uri(PNG)}},
+        ["image_reference: input_reference gives an image already; send only one of them"],
+        id="two-images",
     ),
     pytest.param(
         PHR00T | {"seconds": "12"},
@@ -264,11 +269,11 @@ def test_a_form_as_fields(parts: list[FormPart], fields: Mapping[str, Any]) -> N
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ([part("prompt", "a"), part("prompt", "b")], "stands twice"),
+        ([part("prompt", "a"), part("prompt", "b")], "appears twice"),
         ([FormPart("prompt", b"\xff")], "not valid UTF-8 at byte 0"),
         ([FormPart("image", PNG)], "; a file is sent in the field 'input_reference'"),
         ([part("a[b][c]", "x")], "none of a field"),
-        ([part("webhook", "x"), part("webhook[url]", "x")], "stands twice"),
+        ([part("webhook", "x"), part("webhook[url]", "x")], "appears twice"),
     ],
 )
 def test_a_form_that_cannot_be_read(parts: list[FormPart], words: str) -> None:
