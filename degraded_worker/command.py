@@ -21,7 +21,7 @@ from ops.telemetry.logs import configure_logging
     epilog="Examples:\n\n  warmlane degraded --slot cpu-2\n\n"
     "  warmlane degraded --slot cpu-2 --name degraded-1   (a hot standby on the same slot)"
 )
-@worker_options("degraded", name_help="Name of the worker, unique and stable. [default: degraded and the slot]")
+@worker_options("degraded", name_help="Name of the worker, unique and stable. [default: degraded-SLOT]")
 @degraded_order_option
 def command(given: WorkerOptions, degraded_order: OrderName | None) -> None:
     """Run a degraded worker: every model on one slot, one at a time, until SIGTERM, which drains.

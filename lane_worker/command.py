@@ -21,7 +21,7 @@ from ops.telemetry.logs import configure_logging
     "  warmlane lane --model phr00t --name phr00t-1 --slot cpu-3 --nats-url nats://127.0.0.1:4222"
 )
 @option_or_variable("--model", envvar="WARMLANE_MODEL", required=True, help="The model that this lane keeps warm.")
-@worker_options("lane", name_help="Name of the lane, unique and stable. [default: the model and the slot]")
+@worker_options("lane", name_help="Name of the lane, unique and stable. [default: MODEL-SLOT]")
 def command(model: str, given: WorkerOptions) -> None:
     """Run one warm lane: load a model, keep it, and serve its queue until SIGTERM, which drains."""
     started_at = process_started_at()

@@ -61,7 +61,7 @@ class _Sha256(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
-            self.fail(f"{value!r} is no SHA-256, which has 64 hexadecimal digits", param, ctx)
+            self.fail(f"{value!r} is not a SHA-256: it needs 64 hexadecimal digits", param, ctx)
         return str(value).lower()
 
 
@@ -120,7 +120,7 @@ command.add_command(fit_command)
     "target",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="The folder to make. Until it is whole, the work stands beside it, in DIR.part.",
+    help="The folder to make. Until it is complete, the work is kept beside it, in DIR.part.",
 )
 @click.option(
     "--base",
@@ -136,7 +136,8 @@ command.add_command(fit_command)
 @click.option(
     "--sha256",
     type=_Sha256(),
-    help="What the one file of --from must have, as its page says; another file is refused before any work.",
+    help="Expected SHA-256 of the one file of --from, from its download page; any other file is refused before "
+    "anything is converted.",
 )
 @click.option("--restart", is_flag=True, help="Throw away what an earlier run left in DIR.part.")
 @settings_option
@@ -165,7 +166,7 @@ def prepare_command(
             raise click.BadParameter(f"no model is called {model}", param_hint="MODEL")
         layout = layout_of(ctx.obj or published_layouts(), entry.name, entry.checkpoint.pipeline)
         if sha256 is not None and layout.form != "all-in-one":
-            raise click.BadParameter(f"{layout.title} is of several files", param_hint="--sha256")
+            raise click.BadParameter(f"{layout.title} consists of several files", param_hint="--sha256")
         if target.exists() and _is_prepared(target, layout, source, base, sha256):
             return
         planned = pipelines_module("preparing.planning").plan(layout, source, base=base, tokenizer=tokenizer)

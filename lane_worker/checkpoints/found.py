@@ -53,7 +53,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             }
     except SafetensorError as error:
         raise CheckpointRefused(
-            f"{path} is truncated or no safetensors file ({error}); compare its size with the published one, and "
+            f"{path} is truncated or not a safetensors file ({error}); compare its size with the published one, and "
             "download it again"
         ) from error
     except OSError as error:
@@ -70,12 +70,12 @@ def _packings(opened: Any, names: Collection[str], path: Path) -> dict[str, str]
         packings = {f"{layer}.weight": str(words["format"]) for layer, words in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointRefused(
-            f"{path} says how its weights are packed, and not in a way that can be read ({error!r}); take another build"
+            f"{path} says how its weights are packed, but in a form that cannot be read ({error!r}); take another build"
         ) from error
     absent = sorted(packings.keys() - set(names))
     if absent:
         raise CheckpointRefused(
-            f"{path} says how {some(absent)} are packed, and does not hold them; take another build"
+            f"{path} says how {some(absent)} are packed, but does not hold them; take another build"
         )
     return packings
 
@@ -91,7 +91,7 @@ def read_sharded(folder: Path) -> dict[str, Tensor]:
     if indexes or len(files) != 1:
         found = f"{len(files)} safetensors files and {len(indexes)} indexes"
         raise CheckpointRefused(
-            f"{folder} holds {found}; expected are one *{INDEX} and the files it names, or one file: download the rest"
+            f"{folder} holds {found}; expected: one *{INDEX} and the files it names, or one file; download the rest"
         )
     return read_safetensors(files[0])
 
@@ -112,7 +112,9 @@ def _read_indexed(index: Path) -> dict[str, Tensor]:
         found.update(read_safetensors(index.parent / name))
     lost = sorted(name for name, file in places.items() if name not in found or Path(found[name].file).name != file)
     if lost:
-        raise CheckpointRefused(f"{index.parent}: {some(lost)} not where {index.name} says; download the files again")
+        raise CheckpointRefused(
+            f"{index.parent}: {some(lost)} are not where {index.name} says; download the files again"
+        )
     return found
 
 

@@ -85,8 +85,8 @@ def split_all_in_one(
     absent = [each.source for each in layout.components if not parts[each.name] and each.name not in lent]
     if absent:
         raise CheckpointRefused(
-            f"{where} is no all-in-one file: it has no keys {', '.join(f'{prefix}*' for prefix in absent)}; take the "
-            f"published single file of {layout.title}"
+            f"{where} is not an all-in-one file: it has no keys {', '.join(f'{prefix}*' for prefix in absent)}; take "
+            f"the published single file of {layout.title}"
         )
     if strays:
         raise CheckpointRefused(
@@ -175,8 +175,8 @@ def matched(
     strays = sorted(set(tensors) - set(sources.values()))
     if strays:
         raise CheckpointRefused(
-            f"{where} has tensors that {component.kind} does not have: {some(strays)}; it is another model than "
-            f"{layout.title}"
+            f"{where} has tensors that {component.kind} does not have: {some(strays)}; it is a different model "
+            f"from {layout.title}"
         )
     moves = [Move(tensors[str(source)], name, "", scales.get(str(source))) for name, source in sources.items()]
     misshapen = [
@@ -185,7 +185,7 @@ def matched(
         if move.tensor.shape != tuple(expected[move.parameter])
     ]
     if misshapen:
-        raise CheckpointRefused(f"{where}: {some(misshapen, 3)}; it is another model than {layout.title}")
+        raise CheckpointRefused(f"{where}: {some(misshapen, 3)}; it is a different model from {layout.title}")
     odd = [f"{move.tensor.name} ({move.tensor.dtype})" for move in moves if move.tensor.dtype not in WIDTH_BYTES]
     if odd:  # 4
         raise CheckpointRefused(

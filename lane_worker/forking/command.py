@@ -30,7 +30,7 @@ def command(socket: Path) -> None:
         raise click.BadParameter(f"there is no folder {socket.parent}; make it first", param_hint="SOCKET")
     if not can_listen(socket):
         raise click.BadParameter(
-            f"there can be no socket {socket}: choose a path of at most 90 bytes, on a local file system, that you may "
+            f"cannot listen at {socket}: choose a path of at most 90 bytes, on a local file system, that you may "
             "write to",
             param_hint="SOCKET",
         )

@@ -30,7 +30,7 @@ class SlotHeld(Exception):
     """Another process holds the slot, and went on holding it while this one waited."""
 
     def __init__(self, slot: str, holder: SlotNote | None) -> None:
-        super().__init__(f"slot {slot} is held by {'process (unknown)' if holder is None else holder.who}")
+        super().__init__(f"slot {slot} is held by {'an unknown process' if holder is None else holder.who}")
         self.holder = holder
 
 

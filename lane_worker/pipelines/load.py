@@ -74,7 +74,7 @@ def load_pipeline(
     )
     times.read_s = round(time.perf_counter() - begun_s, 4)
     if type(pipeline).__name__ != checkpoint.pipeline:
-        raise CheckpointUnusable(f"{folder} holds a {type(pipeline).__name__}; expected is a {checkpoint.pipeline}")
+        raise CheckpointUnusable(f"{folder} holds a {type(pipeline).__name__}; expected a {checkpoint.pipeline}")
     pipeline.scheduler = _scheduler(checkpoint.scheduler, pipeline.scheduler.config)
     if checkpoint.boundary_ratio is not None:
         pipeline.register_to_config(boundary_ratio=checkpoint.boundary_ratio)

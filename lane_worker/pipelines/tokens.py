@@ -87,7 +87,7 @@ def load_faults(folder: Path, tokens: dict[str, tuple[int, ...]]) -> Iterator[st
     for text, before in tokens.items():
         now = tuple(loaded(text).input_ids)
         if now != before:
-            yield f"it makes {list(now)} of {text!r}, and {list(before)} when it was prepared"
+            yield f"it encodes {text!r} as {list(now)}, and as {list(before)} when it was prepared"
 
 
 def tokens_of(loaded: Any) -> dict[str, tuple[int, ...]]:
@@ -108,7 +108,7 @@ def faults_of(loaded: Any) -> Iterator[str]:
         elif tokens.count(loaded.eos_token_id) != 1 or tokens[-1] != loaded.eos_token_id:  # 2
             yield f"it does not end {text!r} with {loaded.eos_token}"
         elif _plain(loaded.decode(tokens, skip_special_tokens=True)) != _plain(text):  # 3
-            yield f"it makes {loaded.decode(tokens)!r} of {text!r}"
+            yield f"it decodes the tokens of {text!r} to {loaded.decode(tokens)!r}"
 
 
 def _plain(text: str) -> str:

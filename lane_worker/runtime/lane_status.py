@@ -34,7 +34,7 @@ class LaneStatus:
         self._failures = failed_again(self._failures, now_s=time.monotonic())
         if crash_loops(self._failures):
             again = f"the last: {error}; tried again after {again_in_s:g} s"
-            self.show(LaneState.CRASH_LOOPING, f"{len(self._failures)} times in a row it could not load; {again}")
+            self.show(LaneState.CRASH_LOOPING, f"it could not load {len(self._failures)} times in a row; {again}")
         else:
             self.show(LaneState.UNHEALTHY, error)
 

@@ -145,7 +145,7 @@ def _read(path: Path) -> NameHolder | None:
 
 def _held(name: str, process: str, since: datetime) -> str:
     return (
-        f"a worker called {name} runs already: {process}, since {since:%Y-%m-%d %H:%M:%S} UTC; choose "
+        f"a worker called {name} is already running: {process}, since {since:%Y-%m-%d %H:%M:%S} UTC; choose "
         "another name with --name, or stop that one first"
     )
 

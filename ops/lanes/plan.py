@@ -166,5 +166,5 @@ def report_of(about: Deny | Silence, *, now_s: float) -> ReportedState:
     again = f"again in {left_s:.1f} s" if left_s > 0 else "trying again"
     if not crash_loops(about.crashes):
         return ReportedState(LaneState.STARTING, f"ended ({about.last.how}); {again}")
-    text = f"{len(about.crashes)} times in a row it ended before it was warm; the last: {about.last.how}; {again}"
+    text = f"it ended {len(about.crashes)} times in a row before it was warm; the last: {about.last.how}; {again}"
     return ReportedState(LaneState.CRASH_LOOPING, text)

@@ -81,4 +81,4 @@ def _tensors(path: Path) -> tuple[StoredTensor, ...]:
             for name, stored in header.items()
         )
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsUnreadable(f"{path} is truncated or no safetensors file: {error!r}") from error
+        raise WeightsUnreadable(f"{path} is truncated or not a safetensors file: {error!r}") from error

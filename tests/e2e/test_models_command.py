@@ -145,7 +145,7 @@ def test_a_manifest_of_another_version_is_refused(phr00t: Path, tmp_path: Path) 
     target = tmp_path / "made"
     manifest = prepared(PHR00T, phr00t, target)
     (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, variant="v99")))
-    assert verify(target, SMALL_LAYOUTS, lambda _: None)[1] == ["this version of Warmlane knows no phr00t v99"]
+    assert verify(target, SMALL_LAYOUTS, lambda _: None)[1] == ["this version of Warmlane does not know phr00t v99"]
     (target / MANIFEST).write_bytes(msgspec.json.encode(msgspec.structs.replace(manifest, format=3)))
     with pytest.raises(CheckpointRefused, match="has format 3"):
         read_manifest(target)

@@ -123,7 +123,7 @@ def test_a_folder_of_another_class_is_refused(catalog: Catalog, tmp_path: Path) 
     found, weights = checkpoint(catalog, "phr00t")
     ensure_tiny_pipeline(found, weights, tmp_path / found.folder)
     wrong = msgspec.structs.replace(found, pipeline="WanImageToVideoPipeline", random_weights=None)
-    with pytest.raises(CheckpointUnusable, match="holds a WanPipeline; expected is a WanImageToVideoPipeline"):
+    with pytest.raises(CheckpointUnusable, match="holds a WanPipeline; expected a WanImageToVideoPipeline"):
         load_pipeline(wrong, tmp_path, device="cpu")
 
 

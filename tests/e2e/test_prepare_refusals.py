@@ -49,7 +49,7 @@ from tests.kit.small_checkpoints import (
         pytest.param(
             add(f"{Q}.weight_scale_2", ONE), r"does not have: blocks\.0\.self_attn\.q\.weight_scale_2", id="two-scales"
         ),
-        pytest.param(add(f"{Q}.comfy_quant", ONE), r"not in a way that can be read", id="comfy_quant-broken"),
+        pytest.param(add(f"{Q}.comfy_quant", ONE), r"but in a form that cannot be read", id="comfy_quant-broken"),
         pytest.param(
             add(f"{Q}.comfy_quant", torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)),
             r"q\.weight \(nvfp4\) are not packed as fp8 with a scale",
@@ -57,7 +57,7 @@ from tests.kit.small_checkpoints import (
         ),
         pytest.param(
             add(f"{Q}x.comfy_quant", torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)),
-            r"says how .*qx\.weight are packed, and does not hold them",
+            r"says how .*qx\.weight are packed, but does not hold them",
             id="comfy_quant-of-nothing",
         ),
         pytest.param(
@@ -79,12 +79,12 @@ from tests.kit.small_checkpoints import (
             drop(f"{DIT}blocks.1.ffn"), r"lacks 4 of \d+ tensors of transformer: blocks\.1\.ffn", id="missing"
         ),
         pytest.param(drop(f"{T5}shared"), r"lacks 1 of \d+ tensors of text_encoder: shared\.weight", id="missing-t5"),
-        pytest.param(drop(VAE), r"no all-in-one file: it has no keys vae\.\*", id="no-vae"),
+        pytest.param(drop(VAE), r"is not an all-in-one file: it has no keys vae\.\*", id="no-vae"),
         pytest.param(add(f"{DIT}blocks.2.modulation", ONE), r"does not have: blocks\.2\.modulation", id="a-block-more"),
         pytest.param(add("lora.up", ONE), r"belong to no component of .*: lora\.up", id="stray"),
         pytest.param(
             add(f"{Q}.weight", torch.ones(24, 25)),
-            "q.weight is 24x25 instead of 24x24; it is another model",
+            "q.weight is 24x25 instead of 24x24; it is a different model",
             id="shape",
         ),
     ],
@@ -107,7 +107,7 @@ def test_a_truncated_all_in_one_file_is_refused(kept: int, phr00t: Path, tmp_pat
     source = changed(phr00t, tmp_path, drop())
     whole = source.read_bytes()
     source.write_bytes(whole[:kept])
-    with pytest.raises(CheckpointRefused, match="is truncated or no safetensors file"):
+    with pytest.raises(CheckpointRefused, match="is truncated or not a safetensors file"):
         plan(PHR00T, source)
     source.write_bytes(b"GGUF" + whole)
     with pytest.raises(CheckpointRefused, match="is a GGUF file"):
@@ -151,7 +151,7 @@ class Code:
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        pytest.param(truncate(SHARD, 9_000), f"{SHARD} is truncated or no safetensors file", id="shard-truncated"),
+        pytest.param(truncate(SHARD, 9_000), f"{SHARD} is truncated or not a safetensors file", id="shard-truncated"),
         pytest.param(remove(SHARD), f"lacks {Path(SHARD).name}, which", id="shard-missing"),
         pytest.param(remove(INDEX), "holds 2 safetensors files and 0 indexes", id="index-missing"),
         pytest.param(write(INDEX, b"{"), "cannot be read", id="index-broken"),
@@ -160,13 +160,13 @@ class Code:
             "names files outside its folder",
             id="outside",
         ),
-        pytest.param(move_key, r"blocks\.0\.nothing not where", id="key-missing-in-shard"),
+        pytest.param(move_key, r"blocks\.0\.nothing are not where", id="key-missing-in-shard"),
         pytest.param(remove(EXPERT), "lacks low_noise_model of AniSora", id="expert-missing"),
         pytest.param(remove("Wan2.1_VAE.pth"), r"lacks Wan2\.1_VAE\.pth of AniSora .*; give --base", id="vae-missing"),
         pytest.param(
             truncate("Wan2.1_VAE.pth", 50_000), r"Wan2\.1_VAE\.pth is truncated, or holds", id="vae-truncated"
         ),
-        pytest.param(save("Wan2.1_VAE.pth", [1]), "is no plain set of named tensors", id="vae-no-tensors"),
+        pytest.param(save("Wan2.1_VAE.pth", [1]), "is not a plain set of named tensors", id="vae-no-tensors"),
         pytest.param(save("Wan2.1_VAE.pth", {}), r"lacks 194 of 194 tensors of vae", id="vae-empty"),
         pytest.param(save("Wan2.1_VAE.pth", {"a": Code()}), "is truncated, or holds more than tensors", id="code"),
         pytest.param(
@@ -208,10 +208,10 @@ def test_a_file_with_another_sha256_than_the_pinned_one_is_refused(phr00t: Path,
     refused = run_models(*prepares, "0" * 64)
     assert refused.exit_code == 1
     assert "was prepared from other files" in refused.output
-    assert "is no SHA-256, which has 64" in run_models(*prepares, "abc").output
+    assert "is not a SHA-256: it needs 64" in run_models(*prepares, "abc").output
     several = run_models("prepare", "anisora", "--from", anisora, "--to", tmp_path / "other", "--sha256", "0" * 64)
     assert several.exit_code == 2
-    assert "is of several files" in several.output
+    assert "consists of several files" in several.output
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(phr00t: Path, tmp_path: Path) -> None:

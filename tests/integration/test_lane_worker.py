@@ -153,8 +153,10 @@ async def test_a_lane_that_cannot_load_crash_loops_until_it_can(
     before = ["loading", "unhealthy"] * (CRASHES - 1) + ["loading", "crash_looping"]
     with capture_logs() as lines:
         lane.start()
-        looping = await lane.becomes(LaneState.CRASH_LOOPING, when=lambda each: each.detail.startswith("5 times"))
-        assert f"{CRASHES + 2} times in a row it could not load; the last: " in looping.detail
+        looping = await lane.becomes(
+            LaneState.CRASH_LOOPING, when=lambda each: each.detail.startswith("it could not load 5 times")
+        )
+        assert f"it could not load {CRASHES + 2} times in a row; the last: " in looping.detail
         assert str(models) in looping.detail
         assert looping.detail.endswith("; tried again after 0.8 s")  # 0.05 s, and twice as long after each failure
         models.unlink()

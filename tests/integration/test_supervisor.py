@@ -181,7 +181,7 @@ async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_pa
     async with supervised(bare_system, data_dir, "--gpus", "2") as rig:
         looping = await rig.lanes.becomes("anisora-0", LaneState.CRASH_LOOPING)
         assert looping.slot == "cpu-0"
-        assert "3 times in a row it ended before it was warm; the last: status 1: " in looping.detail
+        assert "it ended 3 times in a row before it was warm; the last: status 1: " in looping.detail
         assert str(data_dir / "artifacts") in looping.detail
         assert "; again in " in looping.detail
         denied = await rig.lanes.becomes("phr00t-0", LaneState.CAPACITY_DENIED)

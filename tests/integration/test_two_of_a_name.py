@@ -42,7 +42,7 @@ async def test_a_second_lane_of_a_name_is_refused_and_changes_nothing(
         result = await asyncio.to_thread(lane, nats_server, started_in)
         assert result.returncode == 1
         assert (
-            f"a worker called {NAME} runs already: process {os.getpid()} on host {socket.gethostname()},"
+            f"a worker called {NAME} is already running: process {os.getpid()} on host {socket.gethostname()},"
             in result.stderr
         )
         entry = await link.entries.get(LANES, KEY)

@@ -140,7 +140,7 @@ class Provider(Protocol):
 
 class OnThisMachine:
     no_room = "the only slot is the degraded worker's"
-    ends = "times in a row it ended before it was warm"
+    ends = "times in a row before it was warm"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -73,7 +73,9 @@ def _values(shard: Shard) -> dict[str, torch.Tensor]:
 def _scale(value: torch.Tensor, scale: Tensor) -> torch.Tensor:
     """What a weight is multiplied by: the published rule, in float32 (ADR 0028). `scaled` has checked its shape."""
     if not torch.isfinite(value).all():
-        raise CheckpointRefused(f"{scale.file} has a scale that is no number: {scale.name}; download it again")
+        raise CheckpointRefused(
+            f"{scale.file} has a scale that is not a finite number: {scale.name}; download it again"
+        )
     return value.to(torch.float32) if value.numel() > 1 else value.to(torch.float32).reshape(())
 
 

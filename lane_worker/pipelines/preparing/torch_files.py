@@ -42,7 +42,7 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
             "published one, and download it again"
         ) from error
     if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
-        raise CheckpointRefused(f"{path} is no plain set of named tensors; take the published file")
+        raise CheckpointRefused(f"{path} is not a plain set of named tensors; take the published file")
     return values
 
 

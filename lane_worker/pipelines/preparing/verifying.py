@@ -24,7 +24,7 @@ def verify(folder: Path, layouts: tuple[Layout, ...], on_bytes: Callable[[int], 
         faults += [f"tokenizer: {fault}" for fault in load_faults(folder / "tokenizer", manifest.tokens)]
     layout = next((each for each in layouts if (each.model, each.variant) == (manifest.model, manifest.variant)), None)
     if layout is None:
-        return manifest, [*faults, f"this version of Warmlane knows no {manifest.model} {manifest.variant}"]
+        return manifest, [*faults, f"this version of Warmlane does not know {manifest.model} {manifest.variant}"]
     for component in layout.components:
         faults += _component_faults(folder, component)
     return manifest, faults

@@ -62,7 +62,7 @@ def prepare(
     after which a second run resumes this one.
     """
     if target.exists():
-        raise CheckpointRefused(f"{target} exists, and is no prepared folder; name another, or move it away")
+        raise CheckpointRefused(f"{target} exists, and is not a prepared folder; name another, or move it away")
     part = target.with_name(target.name + PART)
     with held(part, planned, restart=restart, free_bytes=free_bytes) as state:
         state = _identified(planned, part, state, on_progress, sha256)
@@ -110,8 +110,8 @@ def _identified(
             found = known
         if sha256 is not None and planned.is_given(name) and found.sha256 != sha256:
             raise CheckpointRefused(
-                f"{path} has the SHA-256 {found.sha256} and not {sha256}: it is another file than the one that was "
-                "meant; download that one"
+                f"{path} has the SHA-256 {found.sha256} and not {sha256}: it is not the file that was meant; "
+                "download that one"
             )
         if found != known:
             others = tuple(each for each in state.sources if each.name != name)

@@ -50,7 +50,7 @@ def test_whose(
 async def test_a_name_has_one_process(tmp_path: Path) -> None:
     async with holding_name(tmp_path, "anisora-0") as held:
         assert held.before is None
-        with pytest.raises(NameHeld, match=f"runs already: process {os.getpid()} on host {HERE},"):
+        with pytest.raises(NameHeld, match=f"is already running: process {os.getpid()} on host {HERE},"):
             async with holding_name(tmp_path, "anisora-0"):
                 pass
         async with holding_name(tmp_path, "anisora-1"):

@@ -96,14 +96,14 @@ def death(how: str = "signal 6, SIGABRT", *, again_in_s: float = 0) -> Death:
             silence(CRASHES),
             ReportedState(
                 LaneState.CRASH_LOOPING,
-                "3 times in a row it ended before it was warm; the last: status 1: no; again in 2.0 s",
+                "it ended 3 times in a row before it was warm; the last: status 1: no; again in 2.0 s",
             ),
         ),
         (
             silence(CRASHES + 1, again_in_s=0),
             ReportedState(
                 LaneState.CRASH_LOOPING,
-                "4 times in a row it ended before it was warm; the last: status 1: no; trying again",
+                "it ended 4 times in a row before it was warm; the last: status 1: no; trying again",
             ),
         ),
     ],
