@@ -30,7 +30,11 @@ lanes = Observed("warmlane.lanes", "model state", "Lanes in each state", by=GATE
 lanes_wanted = Observed("warmlane.lanes.wanted", "model", "Lanes that the settings want, or `--lanes`", by=GATEWAYS)
 lanes_ready = Observed("warmlane.lanes.ready", "model", "Lanes that take requests now", by=GATEWAYS)
 lane_silence = Observed(
-    "warmlane.lane.silence", "model worker", "Since the lane's host was known to answer", unit="s", by=GATEWAYS
+    "warmlane.lane.silence",
+    "model worker",
+    "Time since the lane's host was last known to answer",
+    unit="s",
+    by=GATEWAYS,
 )
 cold_starts = Counter("warmlane.cold_starts", "model outcome", "Lanes that became warm, or gave up", by=GATEWAYS)
 cold_start_duration = Histogram(
@@ -46,7 +50,7 @@ fallback_active = Observed(
     "warmlane.fallback.active", "model cause", "1 while requests go to the degraded worker", by=GATEWAYS
 )
 fallback_running = Observed(
-    "warmlane.fallback.running", "model cause", "How long that has lasted", unit="s", by=GATEWAYS
+    "warmlane.fallback.running", "model cause", "How long the fallback has lasted", unit="s", by=GATEWAYS
 )
 queue_depth = Observed("warmlane.queue.depth", "queue", "Tasks that wait for a worker", by=GATEWAYS)
 queue_limit = Observed("warmlane.queue.limit", "queue", "How many may wait", by=GATEWAYS)
@@ -58,19 +62,19 @@ tasks_live = Observed("warmlane.tasks.live", "model status", "Tasks that have no
 degraded_worker_alive = Observed(
     "warmlane.degraded_worker.alive", "", "1 while a worker serves the degraded queue", by=GATEWAYS
 )
-slot_state = Observed("warmlane.slot.state", "slot state model", "1 for what a slot is in", by=GATEWAYS)
+slot_state = Observed("warmlane.slot.state", "slot state model", "1 for a slot's current state and model", by=GATEWAYS)
 stream_refusing = Observed(
     "warmlane.stream.refusing", "stream", "1 while writes to the stream or bucket fail", by=GATEWAYS
 )
 storage_used = Observed("warmlane.storage.used", "", "What nats-server has stored", unit="By", by=GATEWAYS)
-storage_limit = Observed("warmlane.storage.limit", "", "What it may store", unit="By", by=GATEWAYS)
+storage_limit = Observed("warmlane.storage.limit", "", "What nats-server may store", unit="By", by=GATEWAYS)
 storage_room = Observed(
-    "warmlane.storage.room", "", "What may still be stored, by its limit and its disk", unit="By", by=GATEWAYS
+    "warmlane.storage.room", "", "What nats-server may still store, by its limit and its disk", unit="By", by=GATEWAYS
 )
 webhooks_pending = Observed("warmlane.webhooks.pending", "", "Deliveries that are still to be made", by=GATEWAYS)
-webhooks_dead = Observed("warmlane.webhooks.dead", "", "Deliveries that were given up, as long as kept", by=GATEWAYS)
+webhooks_dead = Observed("warmlane.webhooks.dead", "", "Dead deliveries that are still kept", by=GATEWAYS)
 webhooks_overdue = Observed(
-    "warmlane.webhooks.overdue", "", "How long the delivery that is due longest has been due", unit="s", by=GATEWAYS
+    "warmlane.webhooks.overdue", "", "How long the most overdue delivery has been due", unit="s", by=GATEWAYS
 )
 
 # ── counted once, by the process that did it ─────────────────────────────────────────────────────────────────────────
@@ -153,12 +157,14 @@ allocator_events = Counter(
     "Allocations on the card that were retried, or failed",
     by=WORKERS,
 )
-memory_cleanups = Counter("warmlane.memory.cleanups", "model outcome", "Memory lines (FR-009, SC-003)", by=WORKERS)
+memory_cleanups = Counter(
+    "warmlane.memory.cleanups", "model outcome", "Memory lines that were logged (FR-009, SC-003)", by=WORKERS
+)
 lane_deaths = Counter("warmlane.lane.deaths", "model", "Lane processes that ended by themselves", by=SUPERVISORS)
 consumers_made_anew = Counter(
     "warmlane.consumers.made_anew",
     "stream consumer",
-    "Consumers that were gone, and were made anew by who needs them",
+    "Consumers that were gone, and that a gateway or worker made anew",
     by=WHO_HOLDS_TASKS,
 )
 webhook_attempts = Counter(
@@ -168,7 +174,7 @@ webhook_deliveries = Counter(
     "warmlane.webhooks.deliveries", "event outcome", "Deliveries that ended: delivered, or dead", by=GATEWAYS
 )
 records_missed = Counter(
-    "warmlane.records.missed", "", "Records that the watch did not bring, and the slow look found", by=GATEWAYS
+    "warmlane.records.missed", "", "Records that the watch missed and the slow look found", by=GATEWAYS
 )
 unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that could not be read", by=EVERYBODY)
 
@@ -177,9 +183,9 @@ unreadable = Counter("warmlane.unreadable", "kind", "Messages and entries that c
 background_trouble = Observed(
     "warmlane.background.trouble", "task", "1 while a background task of the process cannot do its work", by=EVERYBODY
 )
-clock_skew = Observed("warmlane.clock.skew", "", "The nats-server's clock less this one's", unit="s", by=EVERYBODY)
+clock_skew = Observed("warmlane.clock.skew", "", "The nats-server's clock minus this machine's", unit="s", by=EVERYBODY)
 nats_connected = Observed(
-    "warmlane.nats.connected", "", "1 while the connection to the nats-server stands", by=EVERYBODY
+    "warmlane.nats.connected", "", "1 while the process is connected to nats-server", by=EVERYBODY
 )
 watch_restarts = Counter(
     "warmlane.watch.restarts", "bucket", "Times that a bucket had to be followed anew", by=EVERYBODY
