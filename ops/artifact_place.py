@@ -79,16 +79,18 @@ def place_of(text: str) -> ArtifactPlace:
             raise ValueError("it is empty; name a folder, or s3://BUCKET/PREFIX")
         return FolderPlace(Path(text).absolute())
     if not text.startswith(SCHEME):
-        raise ValueError(f"{text!r} is no place for artifacts; name a folder, or s3://BUCKET/PREFIX")
+        raise ValueError(f"{text!r} is not a place for artifacts; name a folder, or s3://BUCKET/PREFIX")
     bucket, _, prefix = text.removeprefix(SCHEME).partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise ValueError(
             f"{bucket!r} is not the name of a bucket: 3 to 63 lower-case letters, digits, dots and dashes. An endpoint "
-            "and keys belong into the variables AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            "and keys belong in the variables AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
     prefix = prefix.rstrip("/")
     if prefix and not _PREFIX.fullmatch(prefix):
-        raise ValueError(f"{prefix!r} is no prefix: letters, digits and -_.= between slashes, as in videos/production")
+        raise ValueError(
+            f"{prefix!r} is not a valid prefix: letters, digits and -_.= between slashes, as in videos/production"
+        )
     return BucketPlace(bucket, prefix)
 
 

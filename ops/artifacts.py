@@ -179,7 +179,7 @@ class Artifacts:
         if overwritten or found == others:
             raise ConditionsIgnored(
                 "it ignores conditional writes (If-None-Match: *), so that two processes could overwrite each other "
-                "unseen; use a store that keeps them"
+                "unnoticed; use a store that honours them"
             )
         if found != ours:
             raise StorageFailed("it does not return what was just written")

@@ -60,20 +60,20 @@ COMMANDS: Final[dict[str, CommandEntry]] = {
     "models": CommandEntry(
         "lane_worker.checkpoints.command:command", "Prepare published checkpoints; verify and list them."
     ),
-    "config": CommandEntry("ops.commands.config:command", "Judge and show what options, variables and a file say."),
+    "config": CommandEntry("ops.commands.config:command", "Check and show what options, variables and a file set."),
     "status": CommandEntry("ops.commands.status:command", "Show lanes, queues, fallbacks, and where requests go."),
     "trace": CommandEntry("ops.commands.trace:command", "Print the trace of a task as a tree, from Jaeger."),
     "capacity": CommandEntry(
         "ops.commands.capacity.command:command", "Estimate what dedicated lanes carry, and what they cost."
     ),
     "replay": CommandEntry(
-        "gateway.replay.command:command", "Serve a recorded day again by another policy, in a simulation."
+        "gateway.replay.command:command", "Replay a recorded day under another policy, in a simulation."
     ),
     "lane-mode": CommandEntry(
         "ops.commands.lane_mode:command", "Keep new requests off a model's lanes, or let routing decide."
     ),
     "keys": CommandEntry("ops.commands.keys:command", "Make, list and revoke API keys."),
-    "webhooks": CommandEntry("ops.commands.webhooks:command", "Be told of tasks: register, test, deliver again."),
+    "webhooks": CommandEntry("ops.commands.webhooks:command", "Get notified of tasks: register, test, deliver again."),
     "slots": CommandEntry("ops.commands.slots:command", "Show what is resident on which slot; lift a quarantine."),
 }
 
@@ -147,7 +147,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Examples:\n\n  warmlane up\n\n  warmlane submit anisora 'a red fox in fresh snow'\n\n  warmlane demo\n\n"
-    "`warmlane COMMAND --help` explains each, also the variables that stand for options, such as WARMLANE_PORT.",
+    "`warmlane COMMAND --help` explains each command and the variables that stand for options, such as WARMLANE_PORT.",
 )
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."

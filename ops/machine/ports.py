@@ -9,7 +9,7 @@ import click
 
 # With these errors another port would not help.
 _OF_THE_ADDRESS: Final = {
-    errno.EADDRNOTAVAIL: "{host} is no address of this machine; choose one that is, or 0.0.0.0 for all of them, "
+    errno.EADDRNOTAVAIL: "{host} is not an address of this machine; choose one that is, or 0.0.0.0 for all of them, "
     "with {host_option}",
     errno.EAFNOSUPPORT: "this machine has no addresses such as {host}; choose another with {host_option}",
 }

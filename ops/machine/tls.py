@@ -21,7 +21,7 @@ class Tls:
         def no_passphrase() -> str:
             # without this, OpenSSL would ask on the terminal
             raise click.ClickException(
-                f"--tls-key {key} has a passphrase, which nobody is there to type; "
+                f"--tls-key {key} has a passphrase, and nobody is there to type it; "
                 f"`openssl pkey -in {key} -out FILE` writes one without"
             )
 

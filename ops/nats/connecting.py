@@ -186,5 +186,6 @@ def _refused(access: NatsAccess, error: Exception) -> UnusableServer:
             "on the machine of `warmlane up`, name its --data-dir"
         )
     return UnusableServer(
-        f"the nats-server at {access.shown} does not know the user {access.user}, or not with this password"
+        f"the nats-server at {access.shown} rejects the user {access.user} or its password; correct "
+        "WARMLANE_NATS_<ROLE>_PASSWORD, or the user and password in --nats-url"
     )

@@ -256,7 +256,7 @@ def unusable(environment: Mapping[str, str], *, propagators: Collection[str]) ->
         found["OTEL_PROPAGATORS"] = f"{', '.join(missing)}: not installed; there are {', '.join(sorted(propagators))}"
     for name, value in environment.items():
         if _IS_NUMBER.fullmatch(name) and value and not re.fullmatch(r"\d+(\.\d*)?", value.strip()):
-            found[name] = "a number is expected, of milliseconds or of pieces, without a unit"
+            found[name] = "expected a plain number (milliseconds or a count), without a unit"
     queue, batch = (f"OTEL_BSP_MAX_{what}_SIZE" for what in ("QUEUE", "EXPORT_BATCH"))
     if not found.keys() & {queue, batch} and float(environment.get(queue) or 2048) < float(
         environment.get(batch) or 512

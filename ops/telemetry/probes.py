@@ -37,7 +37,7 @@ class Judging(Struct):
 
 _judging: list[Judging] = []
 STARTING: Final = ProcessHealth(False, "starting", "this process has just been started")
-HUNG: Final = ProcessHealth(False, "hung", f"the process did not get to an answer within {ANSWER_S:g} s")
+HUNG: Final = ProcessHealth(False, "hung", f"the process did not answer within {ANSWER_S:g} s")
 
 
 @contextlib.contextmanager

@@ -264,10 +264,10 @@ async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(sy
     ("arguments", "expected"),
     [
         (["up", "--host", "no such host"], "neither an address nor a name"),
-        (["up", "--host", "203.0.113.7"], "203.0.113.7 is no address of this machine"),
+        (["up", "--host", "203.0.113.7"], "203.0.113.7 is not an address of this machine"),
         (["up", "--port", "8123", "--nats-port", "8123"], "--port and --nats-port are both 8123"),
         (["doctor", "--port", "8123", "--nats-port", "8123"], "--port and --nats-port are both 8123"),
-        (["gateway", "--host", "203.0.113.7"], "203.0.113.7 is no address of this machine"),
+        (["gateway", "--host", "203.0.113.7"], "203.0.113.7 is not an address of this machine"),
         (["up", "--cors-origin", "*"], "is not an origin"),
         (["up", "--root-path", "warmlane"], "not a path such as /warmlane"),
         (["up", "--tls-cert", "pyproject.toml"], "--tls-key is missing"),

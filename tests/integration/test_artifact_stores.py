@@ -180,7 +180,7 @@ async def test_a_store_that_ignores_conditions_is_refused_by_name(moto: Moto, mo
         moto.release()
     assert str(refused.value) == (
         f"cannot use s3://{BUCKET}/ignores at {moto.endpoint}: it ignores conditional writes (If-None-Match: *), so "
-        "that two processes could overwrite each other unseen; use a store that keeps them (docs/operate/s3.md)"
+        "that two processes could overwrite each other unnoticed; use a store that honours them (docs/operate/s3.md)"
     )
     assert await in_bucket(BucketPlace(BUCKET, "ignores")).list() == []
 

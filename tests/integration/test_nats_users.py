@@ -245,8 +245,8 @@ async def test_a_denied_fetch_is_reported(server: NatsServer) -> None:
     ("user", "password", "expected"),
     [
         (None, None, "wants a user and a password: set WARMLANE_NATS_<ROLE>_PASSWORD"),
-        ("gateway", "wrong", "does not know the user gateway, or not with this password"),
-        ("nobody", "pw-admin", "does not know the user nobody"),
+        ("gateway", "wrong", "rejects the user gateway or its password"),
+        ("nobody", "pw-admin", "rejects the user nobody or its password"),
     ],
 )
 async def test_nobody_gets_in_without_a_password(
@@ -270,7 +270,7 @@ async def test_a_password_that_is_no_longer_valid_is_reported(tmp_path: Path) ->
             server.start()
             await eventually(lambda: asyncio.sleep(0, [line for line in lines if line["event"] == "nats_refused"]))
         (refused,) = [line for line in lines if line["event"] == "nats_refused"]
-        assert "does not know the user lane, or not with this password" in refused["error"]
+        assert "rejects the user lane or its password" in refused["error"]
         assert "pw-lane" not in str(lines)
     finally:
         await link.close()

@@ -33,8 +33,8 @@ def entrance(environment: Mapping[str, str] = os.environ) -> SingleConfig:
     except (ConfigError, OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
         where = named or ("its service account" if "KUBERNETES_SERVICE_HOST" in environment else DEFAULT_FILE)
         raise NoEntrance(
-            f"no way to a Kubernetes by {where}: {error}; set KUBECONFIG to a file with one current context, or run it "
-            f"in a pod whose service account is mounted"
+            f"cannot reach a Kubernetes cluster with {where}: {error}; set KUBECONFIG to a file with one "
+            "current context, or run it in a pod whose service account is mounted"
         ) from error
     assert isinstance(found, SingleConfig)
     return found

@@ -169,7 +169,7 @@ def may_replace(word: LaneWord, *, began_at: datetime, is_silent: bool) -> bool:
 
 def unseen(word: LaneWord, *, why: str) -> LaneWord:
     """*word* as it is reported while the cluster cannot be seen."""
-    text = f"{word.detail}; this is what was known last, the cluster cannot be seen: {why}".removeprefix("; ")
+    text = f"{word.detail}; last known state, since the cluster cannot be seen: {why}".removeprefix("; ")
     return msgspec.structs.replace(word, detail=text)
 
 
@@ -198,7 +198,7 @@ def _lost(pod: Pod, now: datetime) -> str | None:
     if pod.status.reason == "NodeLost":
         return f"its node {node} is lost: NodeLost"
     if leaves_by is not None and leaves_by < now and pod.status.phase not in {"Succeeded", "Failed"}:
-        return f"its node {node} has not ended it in its time, which was over at {leaves_by:%H:%M:%S} UTC"
+        return f"its node {node} has not ended it within its grace period, which was over at {leaves_by:%H:%M:%S} UTC"
     return None
 
 

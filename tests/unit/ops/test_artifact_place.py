@@ -33,15 +33,15 @@ def test_places(text: str, place: FolderPlace | BucketPlace) -> None:
     [
         ("", "it is empty"),
         (" ", "it is empty"),
-        ("gs://videos", "no place for artifacts"),
-        ("https://s3.example.org/videos", "no place for artifacts"),
+        ("gs://videos", "is not a place for artifacts"),
+        ("https://s3.example.org/videos", "is not a place for artifacts"),
         ("s3://", "not the name of a bucket"),
         ("s3://Videos", "not the name of a bucket"),
-        ("s3://key:secret@videos/x", "belong into the variables AWS_ENDPOINT_URL"),
-        ("s3://127.0.0.1:9000/videos", "belong into the variables AWS_ENDPOINT_URL"),
-        ("s3://videos/../x", "no prefix"),
-        ("s3://videos/a//b", "no prefix"),
-        ("s3://videos/a?region=x", "no prefix"),
+        ("s3://key:secret@videos/x", "belong in the variables AWS_ENDPOINT_URL"),
+        ("s3://127.0.0.1:9000/videos", "belong in the variables AWS_ENDPOINT_URL"),
+        ("s3://videos/../x", "is not a valid prefix"),
+        ("s3://videos/a//b", "is not a valid prefix"),
+        ("s3://videos/a?region=x", "is not a valid prefix"),
     ],
 )
 def test_what_is_no_place_says_what_to_write(text: str, says: str) -> None:

@@ -151,7 +151,7 @@ OVERDUE = {"deletionTimestamp": "2026-11-27T10:29:00Z", "deletionGracePeriodSeco
         pytest.param(
             a_pod(phase="Running", metadata=OVERDUE),
             LaneState.UNHEALTHY,
-            "its node node-a has not ended it in its time, which was over at 10:29:00 UTC",
+            "its node node-a has not ended it within its grace period, which was over at 10:29:00 UTC",
             None,
             id="1-nobody-ends-it",
         ),
@@ -277,5 +277,5 @@ def test_a_lanes_own_word_is_replaced_only_when_its_process_is_gone() -> None:
 def test_what_was_known_last_says_so() -> None:
     word = LaneWord(model="anisora", name="a", state=LaneState.CAPACITY_DENIED, detail="no card")
     assert unseen(word, why="refused").detail == (
-        "no card; this is what was known last, the cluster cannot be seen: refused"
+        "no card; last known state, since the cluster cannot be seen: refused"
     )

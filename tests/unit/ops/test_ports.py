@@ -22,7 +22,9 @@ def test_an_address_of_another_machine_is_not_taken(host: str) -> None:
     with pytest.raises(click.ClickException) as raised:
         require_free(host, 8000, option="--port")
     assert "taken" not in raised.value.message
-    assert f"addresses such as {host}" in raised.value.message or "no address of this machine" in raised.value.message
+    assert (
+        f"addresses such as {host}" in raised.value.message or "not an address of this machine" in raised.value.message
+    )
     assert "--host" in raised.value.message
 
 
@@ -30,7 +32,7 @@ def test_an_address_of_another_machine_is_not_taken(host: str) -> None:
     ("number", "expected"),
     [
         (errno.EADDRINUSE, "is taken"),
-        (errno.EADDRNOTAVAIL, "is no address of this machine"),
+        (errno.EADDRNOTAVAIL, "is not an address of this machine"),
         (errno.EACCES, "is for privileged users"),
         (errno.EAFNOSUPPORT, "this machine has no addresses such as"),
         (errno.ENOBUFS, "cannot listen on port 80"),
