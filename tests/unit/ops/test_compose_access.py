@@ -147,7 +147,7 @@ def test_a_client_finds_the_gateway_of_every_profile_by_one_name(profile: str) -
 def test_the_gateway_has_videos_and_images_and_nothing_of_the_workers() -> None:
     for name in ("gateway", "gateway-gpu"):
         targets = {mount["target"] for mount in ALL[name]["volumes"]}
-        # /data, because a gateway makes the key that signs webhooks there, and its root is read-only
+        # /data, because a gateway makes the key that seals the secrets of webhooks there, and its root is read-only
         assert targets == {"/data", "/data/artifacts", "/etc/warmlane/inference_settings.json"}
         sources = {mount["source"] for mount in ALL[name]["volumes"] if mount["type"] == "volume"}
         assert sources == {"gateway", "artifacts"}
