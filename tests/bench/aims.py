@@ -184,7 +184,7 @@ REASONS: Final[Mapping[str, str]] = {
     "loaded put out of the collector's sight until it is released",
     "swap": "nearly all of it is what the script does too; added are the proof, 0.1 s between two samples of resident "
     "memory, and the round trips of accept, claim and settle; next: take a sample while the host answers",
-    "refusals": "a refusal is checked and routed, counted in the fallback's episode, and told when to come back; the "
+    "refusals": "a refusal is checked and routed, counted in the fallback's episode, and given a `Retry-After`; the "
     "no-op handler reads no body. Next: Litestar's headers, which are made text for each request",
     "growth_dispatch": "the rounds differ more from each other than the levels do (see the ranges)",
     "refusal_p99": "client, nats-server and inference share a core here",

@@ -49,7 +49,7 @@ class Watch:
         self._thread.join(timeout=60)
 
     def wait_for(self, ready: int, staying: int) -> None:
-        """Returns when so many lanes are warm, and so many not told to go."""
+        """Returns when so many lanes are warm, and so many not asked to leave."""
 
         def is_so() -> bool:
             last = self.looks[-1] if self.looks else None

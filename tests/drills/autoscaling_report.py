@@ -22,7 +22,7 @@ class LanePod(Struct, frozen=True, kw_only=True):
 
 class Look(Struct, frozen=True, kw_only=True):
     """What the cluster showed at *at*: how many lanes the autoscaler wanted and how much demand it was told of for each
-    lane, and how many lanes were ready, and not told to go."""
+    lane, and how many lanes were ready, and not asked to leave."""
 
     at: datetime
     wanted: int
@@ -134,8 +134,8 @@ def judge(seen: Seen) -> Verdict:
     for pod, state in zip(gone, states, strict=True):
         assert pod.told_to_go_at is not None
         after_s = (pod.told_to_go_at - seen.fell_at).total_seconds()
-        figures[f"`{pod.name}` told to go"] = f"{after_s:.0f} s after the load fell, {state or 'silent'} before"
-    figures["busy when told to go"] = str(states.count("busy"))
+        figures[f"`{pod.name}` asked to leave"] = f"{after_s:.0f} s after the load fell, {state or 'silent'} before"
+    figures["busy when asked to leave"] = str(states.count("busy"))
     return Verdict(figures=figures, faults=faults)
 
 
@@ -167,7 +167,8 @@ def markdown(seen: Seen, verdict: Verdict, *, about: Mapping[str, str]) -> str:
         "",
         "## What the cluster showed",
         "",
-        "| seconds after the load rose | demand for each lane, as KEDA told it | lanes wanted | lanes | of them warm |",
+        "| seconds after the load rose | demand for each lane, as reported by KEDA | lanes wanted | lanes "
+        "| of them warm |",
         "|---|---|---|---|---|",
     ]
     for look in changes(seen.looks):

@@ -134,7 +134,7 @@ HEADINGS: Final = (
     "waited, p95",
     "lane-hours a day",
     "lanes begun, given back a day",
-    "busy when told to go",
+    "busy when asked to leave",
 )
 
 

@@ -19,9 +19,9 @@ What each shows, beside the numbers:
 - An empty pipeline host has a context, which counts as no leak; what a release leaves beyond it is measured.
 - A second request starts without a load: no receipt, the same host, and one `swap` in all of a lane's log.
 - Models alternate in the degraded worker. On a card another process holds all of it but 1.2 times the larger
-  pipeline and an empty host's context, so that two never fit, and one out-of-memory error fails the test, also one
-  that a second try mended. On a CPU, where nothing fills the memory, the peak of the host shows that there never
-  were two.
+  pipeline and an empty host's context, so that two never fit, and a single out-of-memory error fails the test, even
+  if a second try recovered from it. On a CPU, where nothing fills the memory, the peak of the host shows that there
+  never were two.
 - A host that keeps one component is found by its weak reference, one that holds memory outside of torch by the
   probe. Both are killed, and the next model runs.
 - `kill -9` of a host gives everything back.
@@ -29,7 +29,7 @@ What each shows, beside the numbers:
 NO_CARD: Final = """\
 **No card was available so far.** The numbers here are those of the rehearsal on a CPU. The code is the same, but some
 things exist only on a card and were not seen: NVML's figures, the copy to the device, the process that fills the
-card, memory that is taken past torch, and CUDA's own words for out of memory.
+card, memory that is allocated outside torch, and CUDA's own words for out of memory.
 """
 
 

@@ -200,7 +200,7 @@ async def test_two_models_take_turns_where_only_one_fits(
     link: NatsLink,
     tmp_path: Path,
 ) -> None:
-    """SC-009: the degraded worker as it is deployed. No out-of-memory error, also none that a second try mended."""
+    """SC-009: the degraded worker as it is deployed. Not one out-of-memory error, even if a second try recovered."""
     empty = Player(scene, rogues, tmp_path, numbers)
     await empty.residence.open()
     context_bytes = empty.read().used_bytes - empty.before.used_bytes

@@ -304,7 +304,7 @@ def test_a_lane_that_is_scaled_follows_its_demand_and_never_goes_to_none(helm: H
         target = trigger["metadata"].get("targetValue", trigger["metadata"].get("threshold"))
         assert float(target) == rules.tasks_per_lane
         assert 'warmlane_demand{model="anisora"}' in str(trigger["metadata"])
-        # above the longest run and its drain: a lane that is told to go finishes its task
+        # above the longest run and its drain: a lane that is asked to leave finishes its task
         assert lane["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 1_800
     assert (
         "replicas"

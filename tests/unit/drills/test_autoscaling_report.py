@@ -63,8 +63,8 @@ def test_a_run_in_which_lanes_followed() -> None:
     found = judge(WELL)
     assert found.faults == []
     assert found.figures["lane 2"] == "made 15 s after the load rose, warm 10 s later"
-    assert found.figures["`b` told to go"] == "70 s after the load fell, warm before"
-    assert found.figures["busy when told to go"] == "0"
+    assert found.figures["`b` asked to leave"] == "70 s after the load fell, warm before"
+    assert found.figures["busy when asked to leave"] == "0"
     page = markdown(WELL, found, about={"nodes": "1"})
     assert "| verdict | as it has to be |" in page
     assert page.count("\n| 25 | 1 | 2 | 2 | 2 |") == 1, "what did not change is not said again"
