@@ -38,7 +38,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 
     *caller* names its holder. Several keys may have one caller, so that a new key finds the tasks of the old one.
     *rate_per_s* is how many requests a second it may make, counted over any *burst_s* seconds; None is no limit.
-    *highest_priority* is the strictest class that its requests may name. While *max_waiting* tasks of its caller wait,
+    *highest_priority* is the highest class that its requests may name. While *max_waiting* tasks of its caller wait,
     or *max_running* of them run, the gateway accepts no further task; None is no bound.
     """
 

@@ -25,8 +25,8 @@ FORGOTTEN_S: Final = 0.01
 # The rules of `choose`, in words for an operator.
 RULES: Final[Mapping[int, str]] = {
     2: "the order is first in, first out",
-    3: "stricter classes had their share, and it is the turn of this one",
-    4: "no stricter class waits",
+    3: "higher classes had their share, and it is the turn of this one",
+    4: "no higher class waits",
     5: "it would have expired during the next run, and its caller has had less of the card",
     6: "its model is loaded, and its slice lasts or no other model waits",
     7: "the oldest task of its model waits longest",
@@ -89,7 +89,7 @@ class Ledger(Struct, frozen=True, kw_only=True):
     """What the order remembers of the tasks that it started: `started` updates it.
 
     *callers* holds the seconds of the card that each caller has had, as of *at_s*; half of them is forgotten in
-    HALF_LIFE_S. *passed_s* holds, for each class that waits, the seconds that stricter classes have had since that
+    HALF_LIFE_S. *passed_s* holds, for each class that waits, the seconds that higher classes have had since that
     class was last served.
     """
 
@@ -122,10 +122,10 @@ def choose(
 
     1. A task at its deadline is left to expire: it is not started, and costs no swap. None if nothing else waits.
     2. With the order `fifo`: the oldest task.
-    3. The strictest class whose turn it is: while it waited, stricter classes had so much of the card that its oldest
+    3. The highest class whose turn it is: while it waited, higher classes had so much of the card that its oldest
        task, with a swap to its model and back, takes at most `turn_share` of their time and its own together. So no
        class starves another.
-    4. If it is no class's turn: the strictest class that waits.
+    4. If it is no class's turn: the highest class that waits.
     Of this class:
     5. A task of another model that would expire during the next run, if its caller has had less of the card, by half a
        slice or more, than the caller who would be served. So a caller with many tasks does not push out one with a
@@ -353,7 +353,7 @@ def waiting_of(task: GenerationTask) -> Waiting:
 
 
 def groups(waiting: Sequence[Waiting], *, now_s: float) -> tuple[WaitingGroup, ...]:
-    """Those *waiting*, counted by class, the strictest first, and by model, in the form that a task record keeps."""
+    """Those *waiting*, counted by class, the highest first, and by model, in the form that a task record keeps."""
     found: dict[tuple[Priority, str], list[float]] = {}
     for task in waiting:
         found.setdefault((task.priority, task.model), []).append(max(0.0, now_s - task.queued_s))

@@ -33,7 +33,7 @@ class TaskStatus(StrEnum):
 
 
 class Priority(StrEnum):
-    """The class of a request, strictest first: a task of a stricter class starts first (`contracts/order.py`)."""
+    """The class of a request, highest first: a task of a higher class starts first (`contracts/order.py`)."""
 
     INTERACTIVE = "interactive"
     STANDARD = "standard"
@@ -41,7 +41,7 @@ class Priority(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 for the strictest."""
+        """0 for the highest."""
         return _PRIORITIES.index(self)
 
 

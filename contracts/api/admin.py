@@ -148,7 +148,7 @@ class OrderView(Struct, frozen=True, kw_only=True):
     At most *swap_share* of the time goes into swaps while two models wait, unless a slice would be longer than
     *slice_max_s*; each waiting class gets *turn_share* at least. *swaps_per_task* and *swap_time_share* (0 to 1) are
     null before the first task. *slice_ends* counts the slices that ended, by what ended them. *waiting* counts the
-    waiting tasks by class, the strictest first, and by model.
+    waiting tasks by class, the highest first, and by model.
     """
 
     name: str

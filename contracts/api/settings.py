@@ -51,7 +51,7 @@ class SettingsView(Struct, frozen=True, kw_only=True):
     """What a form needs: the models of the running profile with every limit, default and fixed value.
 
     *wait_limit_s* is the longest that a request waits for a worker (FR-017, FR-021 c). *priorities* are the classes,
-    the strictest first; a request that names none gets *default_priority*. The body of a request has at most
+    the highest first; a request that names none gets *default_priority*. The body of a request has at most
     *body_max_bytes*, including its image as base64. Tasks and their videos are kept for *keep_s*. *trace_url* leads to
     the trace of a task when `{trace_id}` in it is replaced; null if no address of Jaeger is set. *caller* and *version*
     are null only if a gateway of an earlier version answers.

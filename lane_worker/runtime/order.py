@@ -37,7 +37,7 @@ from ops.telemetry import metrics
 SAMPLES_MAX: Final = 9
 # The state shows how much of the card this many callers had.
 CALLERS_SHOWN: Final = 32
-# What ends the slice of a model: none of it waits; its time is over; a stricter class, or one whose turn it is, waits
+# What ends the slice of a model: none of it waits; its time is over; a higher class, or one whose turn it is, waits
 # for another model; a task would expire (rule 5); or the order is that of arrival, which has no slices.
 SLICE_ENDS: Final = ("none_waits", "time", "class", "deadline", "arrival")
 

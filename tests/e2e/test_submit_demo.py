@@ -175,7 +175,7 @@ def test_demo_degraded_shows_what_was_proven_before_each_load(degraded_only: UpP
     switches = [row for row in rows if re.match(r"\d anisora → phr00t|\d phr00t → anisora", row)]
     assert [row[0] for row in switches] == ["2", "3", "4"]
     assert len(list(tmp_path.glob("*.mp4"))) == 4
-    reason = "no stricter class waits; the oldest task of its model waits longest"
+    reason = "no higher class waits; the oldest task of its model waits longest"
     assert f"started when it was 1, 2, 3, 4: {reason}" in " ".join(result.stdout.split())
 
 

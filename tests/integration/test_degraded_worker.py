@@ -183,7 +183,7 @@ async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes
 async def test_models_take_turns_in_slices_and_the_record_says_why(
     link: NatsLink, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    """What waits is in the hand of the leader, which serves the loaded model first; a stricter class goes before."""
+    """What waits is in the hand of the leader, which serves the loaded model first; a higher class goes before."""
     options = ("--step-seconds", "0.05", "--load-seconds", "1")
     worker = DegradedProcess(nats_server.address, tmp_path, "degraded-0", "cpu-5", *options, **shared_forks())
     try:

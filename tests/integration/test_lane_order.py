@@ -77,7 +77,7 @@ async def test_an_interactive_task_overtakes_ten_background_ones(link: NatsLink,
     done = await becomes(link, urgent, TaskStatus.DONE)
     assert done.order is not None
     assert sum(group.count for group in done.order.waiting) == 11
-    assert done.timeline[0].detail.startswith("attempt 1 by worker-one: no stricter class waits")
+    assert done.timeline[0].detail.startswith("attempt 1 by worker-one: no higher class waits")
     alone = await becomes(link, background[-1], TaskStatus.DONE)
     assert alone.order is None, "nothing was chosen: it was the only one"
 

@@ -87,7 +87,7 @@ def test_a_caller_with_few_tasks_is_not_pushed_out() -> None:
     assert swaps <= 2 * 10 + 1
 
 
-def test_a_class_gets_its_share_where_a_stricter_one_would_take_all() -> None:
+def test_a_class_gets_its_share_where_a_higher_one_would_take_all() -> None:
     costs = costs_alike(MODELS, run_s=2, swap_s=4)
     came = [
         Arrival(at_s=number / 2, model="anisora", priority=priority)

@@ -78,7 +78,7 @@ NEW: Final = task("a-new", waited_s=0)
             state(50, 20),
             Running("a", NOW_S - 30, NOW_S + 20),
             False,
-            id="a-stricter-class-goes-first",
+            id="a-higher-class-goes-first",
         ),
         pytest.param(
             NEW, [task("a1")], state(70, 20, models="b"), Running("a", NOW_S, NOW_S + 90), False, id="1-not-measured"

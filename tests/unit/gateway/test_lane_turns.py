@@ -70,7 +70,7 @@ def test_who_stands_behind_what_a_lane_sees_comes_in_order_of_arrival() -> None:
     assert list(found)[-1] == queue[-1].task_id
 
 
-def test_a_stricter_class_stands_before_the_rest_of_a_lanes_queue(catalog: Catalog) -> None:
+def test_a_higher_class_stands_before_the_rest_of_a_lanes_queue(catalog: Catalog) -> None:
     background = [replace(waiting(number, number, route="lane"), priority=BACKGROUND) for number in range(1, 4)]
     urgent = replace(waiting(5, 5, route="lane"), priority=INTERACTIVE)
     scene = Scene(catalog, served(0, 10, route="lane"), *background, urgent)

@@ -69,7 +69,7 @@ def test_the_class_of_a_request(
 
 
 @pytest.mark.parametrize(("asked", "lines"), [(INTERACTIVE, []), (None, ["interactive"])])
-def test_a_stricter_class_than_the_key_may_name_is_refused(asked: Priority | None, lines: list[str]) -> None:
+def test_a_higher_class_than_the_key_may_name_is_refused(asked: Priority | None, lines: list[str]) -> None:
     with pytest.raises(ProblemError) as refused:
         class_of(asked, lines, key(STANDARD))
     problem = refused.value.problem

@@ -147,7 +147,7 @@ def test_the_swap_receipt_is_public_as_it_is() -> None:
 def test_why_a_task_was_started_when_it_was_is_explained() -> None:
     order = OrderDecision(at=NOW, order="swap-aware", rules=(4, 6), loaded="anisora", slice_left_s=3.0, waiting=())
     claimed = lifecycle.claim(pending_task(), owner="o", worker="degraded-0", lease_s=20, now=NOW, order=order)
-    why = "no stricter class waits; its model is loaded, and its slice lasts or no other model waits"
+    why = "no higher class waits; its model is loaded, and its slice lasts or no other model waits"
     explained = explain_view(claimed, ToDegraded("capacity"))
     assert (explained.order, explained.chosen) == (order, why)
     assert shown(claimed)["timeline"][-1]["detail"] == f"attempt 1 by degraded-0: {why}"

@@ -206,7 +206,7 @@ def test_nothing_that_may_start_is_nothing(order: str) -> None:
         pytest.param([], (4, 7), "none_waits", id="nothing-of-it-waits"),
         pytest.param([task("a1")], (4, 7), "time", id="its-slice-is-over"),
         pytest.param([task("a1")], (4, 5), "deadline", id="another-would-expire"),
-        pytest.param([replace(task("a1"), priority=Priority.BACKGROUND)], (4, 7), "class", id="a-stricter-class"),
+        pytest.param([replace(task("a1"), priority=Priority.BACKGROUND)], (4, 7), "class", id="a-higher-class"),
         pytest.param([task("a1", queued_s=-30)], (4, 7), "none_waits", id="what-is-overdue-does-not-wait"),
         pytest.param([task("a1")], (2,), "arrival", id="no-slices"),
     ],
