@@ -190,7 +190,7 @@ PROBLEMS: Final[Mapping[str, ProblemKind]] = {
     ),
     "queue_overloaded": ProblemKind(
         503,
-        "The workers are busy for longer than the request may wait",
+        "The workers have more work than they can start in time",
         "25 requests are waiting already. Try again after the time in Retry-After.",
     ),
     "starting": ProblemKind(
