@@ -1,4 +1,4 @@
-"""What a `NatsLink` hides: tests look at streams behind its back, and break what it stands on."""
+"""What a `NatsLink` hides: with it tests look at streams directly, and break the connection below the link."""
 
 from nats.js.client import JetStreamContext
 

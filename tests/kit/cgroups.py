@@ -9,13 +9,13 @@ import pytest
 
 from ops.machine.cgroup import MOUNT
 
-# Runs at the start of a program, which is in the cgroup from then on, as are its children.
+# Runs at the start of a program. From then on the program and its children are in the cgroup.
 ENTER = "open({folder!r} + '/cgroup.procs', 'w').write('0')\n"
 
 
 @contextlib.contextmanager
 def small_cgroup(limit_bytes: int) -> Iterator[Path]:
-    """The folder of a new cgroup whose processes may have *limit_bytes*. Skips the test where none can be made."""
+    """The folder of a new cgroup whose processes may use *limit_bytes*. Skips the test where no cgroup can be made."""
     is_v1 = (MOUNT / "memory").is_dir()
     folder = (MOUNT / "memory" if is_v1 else MOUNT) / f"warmlane-test-{uuid.uuid4().hex[:8]}"
     try:
@@ -30,8 +30,8 @@ def small_cgroup(limit_bytes: int) -> Iterator[Path]:
 
 
 def write_counter(mount: Path, *, version: int, kills: int) -> Path:
-    """Writes the files of a container's cgroup below *mount*, as they are in *version* of the kernel's interface, where
-    it killed *kills* processes; what `/proc/self/cgroup` says there."""
+    """Writes the files of a container's cgroup below *mount*, in *version* of the kernel's interface, as they are after
+    the kernel killed *kills* processes. Returns the file that stands for `/proc/self/cgroup`."""
     if version == 2:
         own, folder, name = "0::/docker/ab12\n", mount / "docker" / "ab12", "memory.events"
         text = f"low 0\nhigh 0\nmax 17\noom {kills}\noom_kill {kills}\noom_group_kill 0\n"

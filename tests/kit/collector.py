@@ -1,4 +1,4 @@
-"""An OTLP/HTTP endpoint, as a collector has it, that keeps what it is sent."""
+"""An OTLP/HTTP endpoint like a collector's, which keeps everything that it receives."""
 
 import threading
 from collections import Counter
@@ -15,7 +15,7 @@ Labels = tuple[tuple[str, str], ...]
 
 
 class SeenSpan(Struct, frozen=True, kw_only=True):
-    """One span as it came, with the service that sent it."""
+    """One span as received, with the service that sent it."""
 
     service: str
     name: str
@@ -29,14 +29,14 @@ class SeenSpan(Struct, frozen=True, kw_only=True):
     events: tuple[str, ...]
     links: tuple[str, ...]
     error: str
-    """The description of its status where that is an error."""
+    """The description of the span's status if the status is an error."""
 
 
 class Collector:
     """Keeps every span, and the newest value of every series. `close` it."""
 
     def __init__(self, *, hand_on: Callable[[str, bytes], None] | None = None) -> None:
-        """*hand_on* is given the path and the content of every export of traces as well."""
+        """*hand_on* is called with the path and the content of every export of traces as well."""
         collector = self
         self._hand_on = hand_on
 
@@ -48,7 +48,7 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Says nothing."""
+                """Logs nothing."""
 
         self.paths: set[str] = set()
         self.services: set[str] = set()
@@ -79,9 +79,9 @@ class Collector:
             return sorted((span for span in self.spans if span.trace_id == trace_id), key=lambda span: span.begun_at)
 
     def series(self, name: str, **labels: str) -> dict[Labels, float]:
-        """The newest values of the metric *name* with *labels*, by all of their labels; processes are added up.
+        """The newest values of the metric *name* with *labels*, by all of their labels, summed over processes.
 
-        A histogram's value is how many it counted.
+        The value of a histogram is its count.
         """
         found: dict[Labels, float] = {}
         with self._turn:
@@ -95,13 +95,13 @@ class Collector:
         return sum(self.series(name, **labels).values())
 
     def counted(self, name: str, **labels: str) -> float:
-        """How much the counter *name* with *labels* grew in all, by all processes, also those that were started again.
+        """How much the counter *name* with *labels* grew in all, summed over processes and their restarts.
 
-        A histogram's value is how many it counted.
+        The value of a histogram is its count.
         """
         with self._turn:
             return sum(
-                after - before if after >= before else after  # one that fell began anew
+                after - before if after >= before else after  # a counter that fell was reset
                 for _, metric, own, before, after in self._changes
                 if metric == name and labels.items() <= dict(own).items()
             )
@@ -113,7 +113,7 @@ class Collector:
 
     def changes(self, name: str, since: datetime, until: datetime, **labels: str) -> list[tuple[float, float]]:
         """Every change of a series of the metric *name* with *labels* that came between *since* and *until*: the values
-        before and after. One that was not there before was 0."""
+        before and after. A new series was 0 before."""
         with self._turn:
             return [
                 (before, after)
@@ -164,7 +164,7 @@ class Collector:
             self._exports[service, instance] += 1
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
-                    # a series that is not exported any more is over: gauges are exported whole each time
+                    # every export has all series of a gauge: one that is missing has ended
                     if metric.HasField("gauge"):
                         gone = [key for key in self._series if key[:3] == (service, instance, metric.name)]
                         before = {key[3]: self._series.pop(key) for key in gone}

@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).parents[2]
 FILE: Final = ROOT / "compose.yaml"
 IMAGES: Final = ROOT / "ops" / "deploy" / "images"
 DOCKERFILES: Final = sorted(path for path in IMAGES.glob("*.Dockerfile") if path.name != "observe.Dockerfile")
-"""Of all that is not of others, with our configuration in it."""
+"""All but the images of other projects, to which `observe.Dockerfile` adds our configuration."""
 SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
 CARDS: Final = {f"WARMLANE_{name}_GPU": f"GPU-{name.lower()}-0f1e" for name in ("ANISORA", "PHR00T", "DEGRADED")}
 # $$, ${NAME}, ${NAME:-DEFAULT} and ${NAME:?MESSAGE}; anything else with a $ is none of these.
@@ -34,11 +34,11 @@ Service = dict[str, Any]
 
 
 class NotSet(Exception):
-    """A variable without a default has no value. The text is the one that the user is shown."""
+    """A variable without a default has no value. The text is what Compose shows the user."""
 
 
 def interpolated(text: str, variables: Mapping[str, str]) -> str:
-    """*text* with *variables* put in; an empty one counts as absent. Raises NotSet."""
+    """*text* with *variables* put in; an empty variable counts as absent. Raises NotSet."""
 
     def value(match: re.Match[str]) -> str:
         dollar, name, kind, rest = match.groups()
@@ -54,7 +54,7 @@ def interpolated(text: str, variables: Mapping[str, str]) -> str:
 
 
 def services(variables: Mapping[str, str]) -> dict[str, Service]:
-    """Every service of compose.yaml, of whatever profile. Raises NotSet: variables are put in before one is chosen."""
+    """Every service of compose.yaml, of all profiles. Raises NotSet whatever the profile, as Compose does."""
 
     def filled(node: Any) -> Any:
         if isinstance(node, dict):
@@ -74,7 +74,7 @@ def _read() -> Any:
 
 
 def chosen(found: Mapping[str, Service], *profiles: str) -> dict[str, Service]:
-    """Those that `docker compose --profile PROFILE up` starts, with one or several."""
+    """The services that `docker compose --profile PROFILE up` starts, with one or several profiles."""
     return {name: each for name, each in found.items() if {*profiles} & {*each.get("profiles", profiles)}}
 
 
@@ -84,13 +84,13 @@ def builders() -> dict[str, Service]:
 
 
 def dockerfile(service: Service) -> Path | None:
-    """What its image is built from, by whatever service; None for one that is pulled."""
+    """What the image of *service* is built from, whichever service builds it; None for an image that is pulled."""
     builder = builders().get(service["image"])
     return None if builder is None else ROOT / builder["build"]["dockerfile"]
 
 
 def is_ours(service: Service) -> bool:
-    """Whether it runs a command of `warmlane`, which is what the images of ours are made for."""
+    """Whether *service* runs a command of `warmlane`, for which our own images are made."""
     return dockerfile(service) in {IMAGES / "gateway.Dockerfile", IMAGES / "worker.Dockerfile"}
 
 
@@ -115,7 +115,7 @@ def image_environment(path: Path) -> dict[str, str]:
 
 
 def venv_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs a program of the virtual environment, with no way to the internet."""
+    """Runs a program of the virtual environment, without access to the internet."""
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     command = [str(Path(sys.executable).parent / name), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | nowhere, check=False)
@@ -124,7 +124,7 @@ def venv_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[
 ALL: Final = services(SECRETS | CARDS)
 """Every service, with passwords and cards."""
 OURS: Final = {name: each for name, each in ALL.items() if is_ours(each)}
-"""Those that run Warmlane."""
+"""The services that run Warmlane."""
 
 PROFILES: Final = ("cpu", "supervised", "gpu", "supervised-gpu")
 

@@ -25,21 +25,21 @@ from tests.kit.workers import WorkerProcess
 
 
 class DegradedProcess(WorkerProcess):
-    """`warmlane degraded`. Several may have the same slot: one leads."""
+    """`warmlane degraded`. Several may share a slot: one of them leads."""
 
     def __init__(self, nats_url: str, data_dir: Path, name: str, slot: str, *options: str, **environment: str) -> None:
         super().__init__("degraded", nats_url, data_dir, *options, name=name, slot=slot, **environment)
 
 
 def setup_of(link: NatsLink, catalog: Catalog, folder: Path, slot: str, *, name: str = "degraded-0") -> Setup:
-    """Of a worker in this process, which keeps everything in *folder*."""
+    """The setup of a worker in this process, which keeps everything in *folder*."""
     artifacts = Artifacts.in_folder(folder / "artifacts")
     return Setup(link, artifacts, catalog, name=name, slot=slot, data_dir=folder)
 
 
 @asynccontextmanager
 async def leading(worker: DegradedWorker, link: NatsLink, name: str = "degraded-0") -> AsyncIterator[None]:
-    """Runs *worker* in this process; it leads, and leaves when the block ends."""
+    """Runs *worker* in this process. It leads when the block begins, and stops when the block ends."""
     stop = asyncio.Event()
     running = asyncio.create_task(worker.run(stop))
     try:
@@ -51,13 +51,13 @@ async def leading(worker: DegradedWorker, link: NatsLink, name: str = "degraded-
 
 
 async def leader_of(link: NatsLink) -> Leadership | None:
-    """Who leads now."""
+    """The current leadership; None where no worker leads."""
     entry = await link.entries.get(LEADER, LEADER_KEY)
     return None if entry is None or entry.value is None else msgspec.json.decode(entry.value, type=Leadership)
 
 
 async def leads(link: NatsLink, name: str, *, within_s: float = 60) -> Leadership:
-    """The leadership of *name*, once it has it."""
+    """The leadership, once *name* holds it."""
 
     async def look() -> Leadership | None:
         now = await leader_of(link)
@@ -69,7 +69,7 @@ async def leads(link: NatsLink, name: str, *, within_s: float = 60) -> Leadershi
 
 
 async def shown(link: NatsLink, slot: str) -> VideoPipelineSlot | None:
-    """What KV `slots` says of *slot*."""
+    """The entry of *slot* in KV `slots`."""
     entry = await Bucket(link, SHOWN_SLOTS).get(slot)
     return None if entry is None else entry.value
 

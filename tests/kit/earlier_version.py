@@ -60,7 +60,7 @@ async def set_timer(link: NatsLink, kind: Literal["admit", "lease"], task: Gener
 
 
 async def accept(link: NatsLink, task: GenerationTask) -> None:
-    """What a gateway of that version writes: message, timer, record."""
+    """Writes what a gateway of that version writes: message, timer, record."""
     subject = work_subject(task.route, task.model, task.id)
     await link.messages.publish(subject, encode_task(task), message_id=task.message_id)
     await set_timer(link, "admit", task, task.deadline_at)
@@ -68,7 +68,7 @@ async def accept(link: NatsLink, task: GenerationTask) -> None:
 
 
 def unpack(folder: Path) -> bool:
-    """Puts that version into *folder*; False where its history is not here, as in a shallow clone."""
+    """Unpacks that version into *folder*; False where its commit is missing, as in a shallow clone."""
     archive = folder / "earlier.tar"
     with archive.open("wb") as out:
         made = subprocess.run(["git", "-C", str(ROOT), "archive", COMMIT], stdout=out, stderr=subprocess.DEVNULL)
@@ -79,7 +79,7 @@ def unpack(folder: Path) -> bool:
 
 
 def earlier_settings(source: Path, windows_s: Mapping[str, float]) -> Path:
-    """The packaged settings of that version, which is in *source*, with other windows."""
+    """The packaged settings of the version in *source*, with other windows."""
     settings = json.loads((source / "contracts" / "inference_settings.json").read_text())
     settings["windows"] |= windows_s
     path = source / "short.json"
@@ -88,7 +88,8 @@ def earlier_settings(source: Path, windows_s: Mapping[str, float]) -> Path:
 
 
 class EarlierGateway:
-    """A gateway of that version, out of *source*. It connects as `admin`: today's nats.conf has no rights to timers."""
+    """A gateway of that version, run from *source*. It connects as `admin`: today's nats.conf grants no other role
+    rights to timers."""
 
     def __init__(self, source: Path, folder: Path, nats_url: str) -> None:
         self.port = free_port()
@@ -108,7 +109,7 @@ class EarlierGateway:
         subprocess.run(command, env=environment, cwd=self._source, check=True, capture_output=True)
 
     def start(self, *options: str) -> None:
-        """Returns when it answers."""
+        """Returns when the gateway answers."""
         data_dir = ("--data-dir", str(self._folder))
         command, environment = self._command("gateway", "--port", str(self.port), *data_dir, *options)
         with self.log_file.open("ab") as log:

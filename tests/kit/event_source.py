@@ -9,7 +9,7 @@ from msgspec import Struct
 
 
 class Message(Struct, frozen=True):
-    """An event as a page's handler is given it: `onmessage` where *name* is `message`."""
+    """An event as a page's handler receives it: `onmessage` where *name* is `message`."""
 
     name: str
     data: str
@@ -26,7 +26,7 @@ class EventSource:
         self._unread = b""
 
     def read(self, piece: bytes) -> list[Message]:
-        """The events that are complete with *piece*. A block at the end without its empty line is none."""
+        """The events that *piece* completes. A last block without its empty line is no event."""
         *lines, self._unread = re.split(rb"\r\n|\n|\r(?!$)", self._unread + piece)
         return [message for line in lines if (message := self._line(line.decode())) is not None]
 

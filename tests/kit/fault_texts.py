@@ -1,7 +1,7 @@
-"""Failures as torch, CUDA's libraries and Python report them: what each is, and what has to become of it.
+"""Failures as torch, CUDA's libraries and Python report them, and how the product has to classify each of them.
 
-The texts are those of torch 2.13 with CUDA 13, with the lines that torch adds; where they come from stands in
-`lane_worker.pipelines.faults.TABLE`. `tests/kit/rogue_host.py` raises them in a real pipeline host.
+The texts are those of torch 2.13 with CUDA 13, with the lines that torch adds. `lane_worker.pipelines.faults.TABLE`
+names their sources. `tests/kit/rogue_host.py` raises them in a real pipeline host.
 """
 
 import errno
@@ -21,15 +21,15 @@ GEMM: Final = "when calling `cublasGemmEx(handle, opa, opb, m, n, k, falpha, a, 
 
 
 class CudaError(RuntimeError):
-    """As `torch.cuda.CudaError`, which needs CUDA's runtime for its text."""
+    """Stands for `torch.cuda.CudaError`, which needs CUDA's runtime for its text."""
 
 
 class OutOfResources(Exception):
-    """As `triton.runtime.errors.OutOfResources`, which CPU builds do not have."""
+    """Stands for `triton.runtime.errors.OutOfResources`, which CPU builds do not have."""
 
 
 class Sample(Struct, frozen=True):
-    """*row* is the name of its row in the table; None: it is in none."""
+    """*row* is the name of the failure's row in the table; None: it has no row."""
 
     row: str | None
     make: Callable[[], BaseException]
@@ -158,7 +158,7 @@ SAMPLES: Final[dict[str, Sample]] = {
     "an older assert": _failed("device_assert", _torch("cuda runtime error (59) : device-side assert"), fatal=True),
     "no card": _failed("no_card", _torch("No CUDA GPUs are available"), fatal=True),
     "while handling another": _failed("accelerator", _while_handling, fatal=True),
-    # what is the task's own
+    # failures of the task itself
     "a shape": _failed(None, _torch("The size of tensor a (3) must match the size of tensor b (4)"), fatal=False),
     "an assert elsewhere": _failed(None, _assert("dim > 0", "aten/src/ATen/native/Resize.cpp", 9), fatal=False),
     "a prompt that was quoted": _failed(

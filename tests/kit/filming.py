@@ -1,4 +1,4 @@
-"""A steered worker that films: real MP4s and thumbnails, at once or when the test says so, and no torch."""
+"""A steered worker that makes real MP4s and thumbnails without torch, at once or when the test says so."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +17,8 @@ FRAMES = 17
 
 
 class FilmingRunner(SteeredRunner):
-    """Ends each task with the same real video. While `may_end` is not set, the task goes on; where `result` is set,
-    the task ends with it."""
+    """Ends each task with the same real video, or with `result` where the test has set one. A task goes on until
+    `may_end` is set."""
 
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch)

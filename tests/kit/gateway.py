@@ -45,7 +45,7 @@ class GatewayProcess:
     """
 
     def __init__(self, folder: Path, *, beside: "GatewayProcess | None" = None, forked: bool = True) -> None:
-        """*forked* it is a `warm_cli.Forked`, or else started as the script is."""
+        """*forked*: the process is a `warm_cli.Forked`, else the console script."""
         self.folder = folder
         self.log_file = folder / "gateway.log"
         self._forked = forked
@@ -59,7 +59,7 @@ class GatewayProcess:
         self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self, *options: str, **environment: str) -> None:
-        """Starts the server on the first call, and a gateway that answers when this returns."""
+        """Starts the server on the first call, and a gateway. Returns when the gateway answers."""
         arguments = [
             "gateway",
             "--port",
@@ -95,7 +95,7 @@ class GatewayProcess:
         return whole_lines(self.log_file.read_text())
 
     def kill(self) -> None:
-        """`kill -9`, and it is dead when this returns."""
+        """`kill -9`; returns when the process has ended."""
         assert self._process is not None
         self._process.kill()
         self._process.wait(timeout=BOUND_S)
@@ -112,7 +112,7 @@ class GatewayProcess:
 def provisioned_gateway(
     folder: Path, *warm: str, options: Sequence[str] = (), **environment: str
 ) -> Iterator[GatewayProcess]:
-    """A gateway with *options* on a server with its streams and buckets. Each model of *warm* has a lane that was
+    """A gateway with *options* on a server with its streams and buckets. Each model of *warm* has a lane that is
     reported warm."""
     process = GatewayProcess(folder)
     process.nats.start()
@@ -149,7 +149,7 @@ class System:
         return await self.http.post("/generate", json=body, headers=headers)
 
     async def submit(self, model: str = "anisora", *, image: str | None = None, **headers: str) -> dict[str, Any]:
-        """A task whose caller got its id at once."""
+        """Submits a task with `respond-async`, and returns the answer's body."""
         response = await self.post(model, image=image, **{"prefer": "respond-async"} | headers)
         assert response.status_code == 202, response.text
         task: dict[str, Any] = response.json()
@@ -176,7 +176,7 @@ class System:
         return found
 
     async def claim(self, task_id: str, *, lease_s: float = 60) -> GenerationTask:
-        """Claims as a worker does that then says no word again: record, ack."""
+        """Claims the task as a worker does (record, ack) that is never heard of again."""
         task, revision = await self.record(task_id)
         claimed = lifecycle.claim(task, owner="nonce", worker="by-hand", lease_s=lease_s, now=datetime.now(UTC))
         await self.link.entries.update(TASKS, task_id, encode_task(claimed), revision=revision)
@@ -190,7 +190,7 @@ class System:
         return (await js_of(self.link).stream_info(stream)).state.messages
 
     async def messages(self, route: Literal["lane", "degraded"], task_id: str) -> list[GenerationTask]:
-        """What the queue of *route* holds of a task of anisora."""
+        """The messages of a task of anisora in the queue of *route*."""
         stream, subject = work_stream(route, "anisora"), work_subject(route, "anisora", task_id)
         state = (await js_of(self.link).stream_info(stream)).state
         found = []
@@ -214,7 +214,7 @@ class System:
         return task_id
 
     async def fill(self) -> None:
-        """Takes every place of the degraded queue that is left."""
+        """Fills every place that is left in the degraded queue."""
         for number in range(DEGRADED_MAX_MSGS - await self.depth()):
             await self.link.messages.publish(work_subject("degraded", "phr00t", f"filler-{number}"), b"")
 

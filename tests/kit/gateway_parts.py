@@ -15,7 +15,8 @@ from tests.kit.support import KEEP_S, NatsServer
 async def services_on(
     server: NatsServer, catalog: Catalog, folder: Path, *, keep_s: float = KEEP_S
 ) -> AsyncIterator[Services]:
-    """They run on *server*, which is provisioned first, with their artifacts in a folder in *folder*."""
+    """The services of a gateway on *server*, which this provisions first. Their artifacts are in a folder in
+    *folder*."""
     link = await NatsLink.connect(server.url, name="test")
     await provision(link, wanted(catalog, keep_s=keep_s))
     await link.close()

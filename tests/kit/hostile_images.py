@@ -72,11 +72,11 @@ def turned() -> bytes:
     return out.getvalue()
 
 
-# What is broken beside the picture: every viewer shows these
+# The damage is outside the picture: every viewer shows these files
 
 
 def photo(kind: str, **options: Any) -> bytes:
-    """No two corners are alike, so that a picture that was not turned is seen."""
+    """A photo whose corners all differ, so that a test notices a picture that was not turned."""
     across, down = np.meshgrid(np.linspace(0, 255, 48), np.linspace(0, 255, 32))
     out = io.BytesIO()
     Image.fromarray(np.stack([across, down, 255 - across], axis=-1).astype(np.uint8)).save(out, kind, **options)
@@ -116,5 +116,5 @@ def junk_before_the_frame(good: bytes) -> bytes:
 
 
 def text_bomb() -> bytes:
-    """Made by the one test that wants it, and not by every process that collects the tests: that takes a while."""
+    """A function and no constant, because it takes a while: only the test that needs it pays, not every collection."""
     return in_png(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 70_000_000))

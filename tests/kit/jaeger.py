@@ -1,7 +1,7 @@
-"""The real Jaeger, which `.ci/build-tools` builds, with the committed configuration: what it makes of our spans, by its
-query API.
+"""The real Jaeger with the committed configuration: its query API shows what it makes of our spans.
 
-`WARMLANE_TEST_TOOLS` names the folder that holds it. Without it there is none, and what needs it is skipped.
+`.ci/build-tools` builds it, and `WARMLANE_TEST_TOOLS` names the folder that holds it. Tests that need it are skipped
+where it is missing.
 """
 
 import json
@@ -23,7 +23,7 @@ MISSING: Final = "no jaeger as .ci/tools pins it: .ci/build-tools FOLDER builds 
 
 
 def jaeger_program() -> Path | None:
-    """Where it is; None where it is not, or not in the version that `.ci/tools` pins."""
+    """The program; None where it is missing or not of the version that `.ci/tools` pins."""
     try:
         return tool("jaeger")
     except pytest.skip.Exception:  # `make observe` is no test
@@ -31,7 +31,7 @@ def jaeger_program() -> Path | None:
 
 
 def configuration(folder: Path, otlp: int, query: int) -> dict[str, Any]:
-    """The committed one, with ports of the loopback and a folder of the test's."""
+    """The committed configuration, with ports of the loopback and a folder of the test's."""
     config: dict[str, Any] = yaml.safe_load(COMMITTED.read_text())
     ports = {"0.0.0.0:4318": otlp, "0.0.0.0:16686": query}
 
@@ -46,7 +46,7 @@ def configuration(folder: Path, otlp: int, query: int) -> dict[str, Any]:
 
 
 class Jaeger:
-    """One of its own. `close` it."""
+    """A Jaeger for one test. `close` it."""
 
     def __init__(self, program: Path, folder: Path) -> None:
         otlp, query = free_port(), free_port()
@@ -58,7 +58,7 @@ class Jaeger:
         eventually_sync(self._answers)
 
     def take(self, path: str, body: bytes) -> None:
-        """Sends it what an exporter sent, as OTLP over HTTP."""
+        """Forwards to Jaeger what an exporter sent, as OTLP over HTTP."""
         headers = {"Content-Type": "application/x-protobuf"}
         with urllib.request.urlopen(urllib.request.Request(self.otlp_url + path, body, headers), timeout=30):
             pass

@@ -45,7 +45,7 @@ async def make(link: NatsLink, caller: str, *scopes: Scope, rate_per_s: float | 
 
 
 class Certificate:
-    """Of this machine, by an authority of its own; the files are in *folder*."""
+    """A certificate for this machine, signed by an authority of its own; the files are in *folder*."""
 
     def __init__(self, folder: Path) -> None:
         authority = trustme.CA()
@@ -90,7 +90,7 @@ class Keyed:
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
-    """Keys of several callers, and lanes that were reported warm."""
+    """Two gateways, keys of several callers, and lanes that were reported warm."""
     first = GatewayProcess(tmp_path_factory.mktemp("gateway"))
     second = TlsGateway(tmp_path_factory.mktemp("tls"), beside=first)
     first.nats.start()
@@ -140,7 +140,7 @@ async def submit(system: System, key: Presented, **headers: str) -> str:
 
 
 async def worn_out(system: System, url: str, caller: str, *scopes: Scope) -> dict[str, str]:
-    """The headers of a key that has made all the requests that it may make."""
+    """The headers of a key whose rate limit is used up."""
     presented = await make(system.link, caller, *scopes, rate_per_s=1 / 3_600)
 
     async def is_worn_out() -> bool:
@@ -151,7 +151,7 @@ async def worn_out(system: System, url: str, caller: str, *scopes: Scope) -> dic
 
 
 def exchange(port: int, head: bytes, body: bytes = b"") -> bytes:
-    """What the gateway answers to these bytes, until it hangs up or has sent one whole answer."""
+    """What the gateway answers to these bytes, until it closes the connection or has sent a whole head."""
     answer = b""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head + body)
@@ -175,7 +175,7 @@ async def every_gateway_answers(keyed: Keyed, key: Presented, status: int) -> No
 
 
 def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **more: str) -> tuple[int, str]:
-    """A client command in this process: its status and output."""
+    """Runs a client command in this process; returns its exit status and output."""
     environment: dict[str, str | None] = {"WARMLANE_API_KEY": None if key is None else keyed.keys[key].text}
     url = keyed.tls.url if tls else keyed.gateway.url
     result = CliRunner().invoke(cli, [*arguments, "--url", url], env=environment | more)

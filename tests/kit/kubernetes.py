@@ -19,7 +19,7 @@ from tests.kit.tools import tool
 T = TypeVar("T")
 
 TOKEN: Final = "admin-of-the-tests"
-# The first start on a machine that does other things.
+# Enough for the first start on a busy machine.
 WITHIN_S: Final = 120.0
 
 
@@ -31,11 +31,11 @@ class ApiServer:
         self._kube = tool("kube")
         self.url = ""
         self.kubeconfig = folder / "kubeconfig"
-        """Of an admin."""
+        """The kubeconfig of an admin."""
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Returns when a namespace that is made has its service account: the controllers work."""
+        """Returns when the controllers work: they have given a new namespace its service account."""
         store, peers, port = free_port(), free_port(), free_port()
         self.url = f"https://127.0.0.1:{port}"
         self._write_keys()
@@ -65,7 +65,7 @@ class ApiServer:
             "--secure-port=0",
             "--leader-elect=false",
         )
-        # no kubelet speaks for a node: it would be lost after 50 s
+        # no kubelet reports for a node: the controller would count it as lost after 50 s
         alive = "--node-monitor-grace-period=24h"
         self._run("kube-controller-manager", *common, "--service-account-private-key-file=sa.key", alive)
         self._run("kube-scheduler", *common)
@@ -77,19 +77,19 @@ class ApiServer:
             process.wait(timeout=WITHIN_S)
 
     def kubectl(self, *arguments: str, given: str | None = None) -> str:
-        """What kubectl prints. Raises AssertionError with what it says of an error."""
+        """What kubectl prints. Raises AssertionError with its output if it fails."""
         ran = self._ran(arguments, given)
         assert ran.returncode == 0, f"kubectl {' '.join(arguments)}: {ran.stdout}{ran.stderr}"
         return ran.stdout
 
     def warnings(self, *arguments: str, given: str | None = None) -> list[str]:
-        """What the API server warns of, though it takes it."""
+        """The warnings of the API server about a request that it accepts."""
         ran = self._ran(arguments, given)
         assert ran.returncode == 0, ran.stderr
         return [line for line in ran.stderr.splitlines() if line.startswith("Warning:")]
 
     def refused(self, *arguments: str, given: str | None = None) -> str:
-        """What kubectl says where it fails, as it has to."""
+        """The error that kubectl prints. It has to fail."""
         ran = self._ran(arguments, given)
         assert ran.returncode != 0, f"kubectl {' '.join(arguments)} was taken: {ran.stdout}"
         return ran.stderr
@@ -115,16 +115,16 @@ class ApiServer:
         ready = {"type": "Ready", "status": "True", "reason": "Test", "message": ""}
         status = {"status": {"capacity": every, "allocatable": every, "conditions": [ready]}}
         self.kubectl("patch", "node", name, "--subresource=status", "--type=merge", f"--patch={json.dumps(status)}")
-        # what the node's own controller adds to one that has never spoken
+        # the node controller adds these taints to a node that has never reported
         self.asked("taint", "node", name, "node.kubernetes.io/not-ready-", "node.kubernetes.io/unreachable-")
 
     def eventually(self, found: Callable[[], T]) -> T:
-        """The first of *found* that is true."""
+        """The first true value of *found*."""
         return eventually_sync(found, within_s=WITHIN_S)
 
     def _ran(self, arguments: Sequence[str], given: str | None) -> "subprocess.CompletedProcess[str]":
         command: list[str | Path] = [self._kube, "kubectl", f"--kubeconfig={self.kubeconfig}", *arguments]
-        # its cache is the test's own, and nobody's home is read
+        # kubectl's cache is the test's own, and kubectl reads no user's home
         env = clean_environment() | {"HOME": str(self._folder)}
         return subprocess.run(command, capture_output=True, text=True, check=False, input=given, env=env)
 
@@ -151,7 +151,7 @@ HOST: Final = "kubernetes.io/hostname"
 
 @contextmanager
 def api_server(folder: Path) -> Iterator[ApiServer]:
-    """A server that is up until the block ends. Skips the test where there is none to be had."""
+    """A server that is up until the block ends. Skips the test where its programs are missing."""
     server = ApiServer(folder)
     try:
         server.start()
@@ -181,7 +181,7 @@ class Helm:
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
     def rendered(self, *arguments: str) -> str:
-        """The manifests, rendered once for each *arguments*. Raises AssertionError."""
+        """The manifests, rendered once for each tuple of *arguments*. Raises AssertionError."""
         if arguments not in self._rendered:
             ran = self._ran("template", "w", self.CHART, *arguments)
             assert ran.returncode == 0, ran.stderr
@@ -195,13 +195,13 @@ class Helm:
         return self._objects[arguments]
 
     def refused(self, *arguments: str) -> str:
-        """Why Helm does not render it."""
+        """Why Helm does not render the chart."""
         ran = self._ran("template", "w", self.CHART, *arguments)
         assert ran.returncode != 0, "it was rendered"
         return ran.stderr
 
     def upgrade(self, *arguments: str) -> None:
-        """Installs it as `w`, or changes that. Raises AssertionError."""
+        """Installs the chart as release `w`, or upgrades that release. Raises AssertionError."""
         ran = self._ran("upgrade", "--install", "w", self.CHART, *arguments)
         assert ran.returncode == 0, ran.stderr
 

@@ -1,4 +1,4 @@
-"""A way to a real API server that a test can close, and on which it can put words into the server's mouth."""
+"""A proxy to a real API server. A test can cut it, and can have it answer in the server's place."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ from msgspec import Struct
 
 
 class Answer(Struct, frozen=True):
-    """What the proxy says in the server's place."""
+    """What the proxy answers in the server's place."""
 
     status: int
     body: dict[str, Any]
@@ -37,11 +37,11 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self.url = ""
         self.is_away = False
-        """Whether whoever reads is cut off without an answer. A write still passes."""
+        """Whether the proxy closes reads (GET) without an answer. Writes still pass."""
         self.seen: list[str] = []
         """Method and path of each request, in their order."""
         self.instead: Callable[[str], Answer | None] = lambda _: None
-        """What to answer a request (method, path and query) with; None: what the server does."""
+        """What to answer a request (method, path and query) with; None: the server answers."""
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)

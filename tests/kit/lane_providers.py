@@ -1,5 +1,5 @@
 """`warmlane supervisor` with either provider of lanes: on this machine's slots, and on a real API server, where a test
-writes into a pod's status what a kubelet would."""
+writes the status of pods in the kubelet's place."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def _popen(command: list[str], log: IO[bytes], environment: dict[str, str]) -> s
 
 
 class Rig:
-    """`warmlane supervisor` on the server of a gateway, and what KV `lanes` says."""
+    """`warmlane supervisor` on the server of a gateway, and the reports in KV `lanes`."""
 
     def __init__(self, system: System, folder: Path, lanes: Lanes) -> None:
         self.system, self.folder, self._lanes = system, folder, lanes
@@ -60,14 +60,15 @@ class Rig:
         return found
 
     async def has_only(self, model: str, *states: LaneState) -> None:
-        """Returns when the lanes of *model* are reported with those *states*; what came before is not judged.
+        """Returns when the lanes of *model* are reported with exactly these *states*; earlier reports do not count.
 
-        A replica whose pod was not made yet is reported under a name of its own, beside the new pod for a moment.
+        The supervisor reports a replica without a pod under a name of its own. For a moment that report stands beside
+        the report of the new pod.
         """
         await eventually(lambda: asyncio.sleep(0, [each.state for each in self.now(model)] == [*states]))
 
     async def routes(self, model: str, outcome: str) -> None:
-        """Returns when the gateway sends requests there."""
+        """Returns when the gateway routes requests for *model* with this *outcome*."""
 
         async def look() -> bool:
             task = await self.system.submit(model)
@@ -82,7 +83,7 @@ class Rig:
         await eventually(lambda: asyncio.sleep(0, self._lanes.last(name) is None), within_s=60)
 
     async def scaled(self, times: int) -> None:
-        """Returns when the supervisor has scaled so often."""
+        """Returns when the supervisor has logged `scaled` at least *times* times."""
         await eventually(lambda: asyncio.sleep(0, sum(line["event"] == "scaled" for line in self.log) >= times))
 
     async def logs(self, event: str, **fields: object) -> dict[str, Any]:
@@ -97,7 +98,7 @@ class Rig:
 
 @asynccontextmanager
 async def supervised(system: System, folder: Path, *options: str, **environment: str) -> AsyncIterator[Rig]:
-    """The supervisor runs; at the end it is asked to leave, and leaves no report of its own."""
+    """Runs the supervisor until the block ends. It must then exit with 0, and leave no report of its own."""
     lanes = Lanes()
     link = await NatsLink.connect(system.gateway.nats.url, name="looker")
     await (await link.watches.start(LANES, lanes.on_entry)).wait()
@@ -120,13 +121,13 @@ async def supervised(system: System, folder: Path, *options: str, **environment:
 
 
 class Provider(Protocol):
-    """What a provider is asked for in the suite, and its own words."""
+    """What the suite needs of a provider, and the texts in which the provider reports."""
 
     no_room: str
     ends: str
 
     def options(self) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The supervisor's, and its environment, where there is no room for a lane."""
+        """The options and the environment of a supervisor that has no room for a lane."""
         ...
 
     def make_room(self) -> tuple[str, ...]:
@@ -233,7 +234,7 @@ class OnCluster:
         self.server.kubectl("patch", "pod", name, *arguments)
 
     def kubelet_says_ready(self, name: str, *, since: datetime) -> None:
-        """The pod runs, and has been ready *since* then."""
+        """Reports in the kubelet's place that the pod runs, and has been ready *since* then."""
         self.kubelet_says(name, {"running": {"startedAt": f"{since:%Y-%m-%dT%H:%M:%SZ}"}})
         ready = {"type": "Ready", "status": "True", "lastTransitionTime": f"{since:%Y-%m-%dT%H:%M:%SZ}"}
         status = json.dumps({"status": {"conditions": [ready]}})

@@ -25,13 +25,14 @@ from tests.kit.workers import WorkerProcess
 
 
 class SharedForkServer(ForkServer):
-    """One for several lanes of a test, which spares an import of torch each. A test can ask its hosts to misbehave."""
+    """One fork server for several lanes of a test, which saves each an import of torch. Its hosts misbehave where the
+    prompt says so."""
 
     def __init__(self) -> None:
         super().__init__(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
 
     async def close(self) -> None:
-        """Not when one lane leaves."""
+        """Does nothing: the fork server outlives the lane that leaves."""
 
     async def close_at_last(self) -> None:
         await super().close()
@@ -80,7 +81,7 @@ class Lane:
     async def becomes(
         self, state: LaneState, *, when: Callable[[LaneHeartbeat], bool] = lambda _: True, within_s: float = 60
     ) -> LaneHeartbeat:
-        """The first heartbeat that is seen with *state*, and of which *when* is true."""
+        """The first heartbeat seen with *state* for which *when* is true."""
 
         async def look() -> LaneHeartbeat | None:
             heartbeat = await heartbeat_of(self._link, self.name)
@@ -91,7 +92,7 @@ class Lane:
         return heartbeat
 
     async def ended(self) -> None:
-        """Raises what made the lane end by itself."""
+        """Waits until the lane ends by itself; raises what ended it."""
         assert self._running is not None
         await self._running
 
@@ -108,7 +109,8 @@ async def heartbeat_of(link: NatsLink, name: str) -> LaneHeartbeat | None:
 
 
 class StateLog:
-    """The last report of every lane, after each report of any of them, in the order in which the server stored them."""
+    """Snapshots, one after each report of a lane, with the last report of every lane. They are in the order in which
+    the server stored the reports."""
 
     def __init__(self) -> None:
         self._now: dict[str, LaneHeartbeat] = {}

@@ -1,4 +1,4 @@
-"""An ASGI application behind the gateway's own server, in this process, with bounds that a test need not wait for."""
+"""An ASGI application behind the gateway's own server, in this process, with limits short enough for a test."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from gateway.server.limits import Limits
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # those of the tests
+        yield  # signals are left to the tests
 
 
 @contextlib.asynccontextmanager
@@ -34,7 +34,7 @@ async def serving(app: Any, limits: Limits) -> AsyncIterator[tuple[int, Connecti
 
 
 class Talk:
-    """A connection on which a test says what it likes, and what came back."""
+    """A connection on which a test sends any bytes, and reads what comes back."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer

@@ -1,4 +1,4 @@
-"""A work loop in the process of the test: what goes in, and what its record says."""
+"""A work loop in the process of the test: its tasks, and their records."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta

@@ -6,7 +6,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 
 class Measured:
-    """Reads them. One for a process: OpenTelemetry takes no second provider."""
+    """Reads the metrics. A process may have only one: OpenTelemetry accepts no second provider."""
 
     def __init__(self) -> None:
         self._reader = InMemoryMetricReader()

@@ -1,4 +1,4 @@
-"""A name server of the tests' own, by which a name may change its mind between two looks."""
+"""A DNS server of the tests' own, whose answers for a name may differ from one query to the next."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from tests.kit.support import free_port
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """A name server of the test's own. Each question takes the next of its answers; the last one stays."""
+    """A DNS server of the test's own. Each query gets the next of its answers; the last answer repeats."""
 
     def __init__(self, *answers: Sequence[str]) -> None:
         self._answers = list(answers)
@@ -41,7 +41,7 @@ class NameServer(asyncio.DatagramProtocol):
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Resolve]:
-        """The resolver that asks it, by real DNS over UDP."""
+        """A resolver that queries this server, by real DNS over UDP."""
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
             lambda: self, local_addr=("127.0.0.1", self.port)
         )

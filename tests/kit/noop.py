@@ -1,8 +1,8 @@
 """`warmlane` whose pipelines do nothing: `python -m tests.kit.noop ROLE …`, for one process and all that it starts.
 
-Everything is the product's own but three functions of the pipeline host, and the libraries of its pipelines: nothing is
-loaded, no step computes anything, and the video is a file that was encoded once. Gateway and nats-server are not even
-started from here.
+Only four functions of the pipeline host and the libraries of its pipelines are replaced: nothing is loaded, no step
+computes anything, and the video is a file that was encoded once. All else is the product's own. Gateway and nats-server
+are started without this module.
 """
 
 import os
@@ -25,14 +25,14 @@ WORKERS: Final = ("lane", "degraded")
 
 
 def noop_command(*arguments: str) -> list[str]:
-    """As `warmlane_command`: workers, and what starts them, get pipelines that do nothing."""
+    """As `warmlane_command`, but workers and the roles that start workers get pipelines that do nothing."""
     if arguments[0] in ("up", "supervisor", FORK_SERVER, *WORKERS):
         return [sys.executable, "-m", "tests.kit.noop", *arguments]
     return warmlane_command(*arguments)
 
 
 def main() -> None:
-    """Replaces the pipelines here, sees to it that what is started from here has them replaced, and runs the role."""
+    """Replaces the pipelines in this process and in those that it starts, and runs the role."""
     role, *rest = sys.argv[1:]
     _replace(processes, "warmlane_command", noop_command)
     _replace(lane_providers, "warmlane_command", noop_command)
@@ -51,20 +51,20 @@ def main() -> None:
 
 
 def _order_by(name: str, slice_s: str) -> None:
-    """The degraded worker chooses by an order that is not the product's own."""
+    """Makes the degraded worker choose by an order that is not the product's own."""
     import lane_worker.runtime.order
 
     _replace(lane_worker.runtime.order, "choose", in_the_product(named(float(slice_s))[name]))
 
 
 def serve_hosts(arguments: list[str]) -> None:
-    """A fork server whose children do nothing, and do all else as ever: locks, pipes, cleanup, memory readings."""
+    """A fork server whose children make no videos. Locks, pipes, cleanup and memory readings are the product's own."""
     for library in (
         "diffusers",
         "diffusers.hooks",
         "transformers",
         "transformers.conversion_mapping",
-    ):  # without a pipeline, nobody misses what takes seconds to import
+    ):  # they take seconds to import, and a host without a pipeline does not need them
         sys.modules[library] = MagicMock()
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""What Warmlane reports to Prometheus: every metric with its labels and their values. For dashboards and alerts."""
+"""What Warmlane exports to Prometheus: every metric with its labels and their values. For dashboards and alerts."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -19,7 +19,7 @@ from ops.telemetry.unreadable import Kind
 
 
 class Metric(Struct, frozen=True):
-    """A metric by its name at Prometheus; of a histogram, without `_bucket`, `_sum` and `_count`."""
+    """A metric by its name in Prometheus; that of a histogram is without `_bucket`, `_sum` and `_count`."""
 
     name: str
     kind: str
@@ -30,7 +30,8 @@ METRICS: Final = {
     metric.prometheus_name: Metric(metric.prometheus_name, metric.kind, metric.labels) for metric in CATALOGUE.values()
 }
 
-# Every gateway reports these alike, because all watch the same buckets: max or min over gateways, never a sum.
+# Every gateway reports the same values of these, because all watch the same buckets. Aggregate them over gateways with
+# max or min, never with sum.
 ALIKE: Final = frozenset(list(METRICS)[: list(METRICS).index("warmlane_requests_accepted_total")])
 # Every process reports these about itself.
 OWN: Final = frozenset(
@@ -42,7 +43,8 @@ OWN: Final = frozenset(
         "warmlane_streams_went_back_total",
     }
 )
-# The process that did the work counts these once: the sum is the truth. Only its worker reports a slot's memory.
+# Only the process that did the work counts these: the sum over processes is correct. Only a slot's own worker reports
+# its memory.
 COUNTED: Final = METRICS.keys() - ALIKE - OWN - {"warmlane_memory_after_cleanup_bytes"}
 
 _OUTCOMES: Final = ("done", *(code.value for code in FailureCode))
@@ -104,12 +106,12 @@ VALUES: Final[dict[str, tuple[str, ...]]] = {
 
 
 def values_of(metric: Metric, label: str) -> tuple[str, ...]:
-    """What *label* of *metric* may hold. KeyError where that stands nowhere."""
+    """The values that *label* of *metric* may have. Raises KeyError where VALUES does not list them."""
     return VALUES.get(f"{metric.name} {label}") or VALUES[label]
 
 
 def metric_of(series: str) -> Metric:
-    """The metric that *series* belongs to. KeyError if it belongs to none."""
+    """The metric that *series* belongs to. Raises KeyError if it belongs to none."""
     for suffix in ("_bucket", "_sum", "_count"):
         found = METRICS.get(series.removesuffix(suffix))
         if series.endswith(suffix) and found is not None and found.kind == "histogram":

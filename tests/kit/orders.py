@@ -1,4 +1,4 @@
-"""Orders of a queue for one card, beside the product's own: what `make order` compares it with."""
+"""Orders of a queue for one card, with which `make order` compares the product's own."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -7,7 +7,7 @@ from ops.simulation import ChooseNext, first_in_first_out
 
 
 def fixed_slice(slice_s: float) -> ChooseNext:
-    """The loaded model for at most *slice_s* while another one waits, then the other one."""
+    """Serves the loaded model for at most *slice_s* while a task for the other one waits, then the other one."""
 
     def order(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
         here, others = _parted(waiting, loaded)
@@ -19,15 +19,17 @@ def fixed_slice(slice_s: float) -> ChooseNext:
 
 
 def llama_swap(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
-    """ABCABC becomes AABBCC: a request for the loaded model starts at once, whatever waits; only when there is none,
-    the oldest of the others has its model loaded (mostlygeek/llama-swap, `internal/router/scheduler/fifo.go`)."""
+    """ABCABC becomes AABBCC: a request for the loaded model starts at once, whatever else waits. Only when there is no
+    such request, the model of the oldest other one is loaded (mostlygeek/llama-swap,
+    `internal/router/scheduler/fifo.go`)."""
     here, others = _parted(waiting, loaded)
     return (here or others)[0]
 
 
 def swarm_ui(waiting: Sequence[Waiting], loaded: OnCard | None, costs: Costs, now_s: float) -> Waiting:
-    """The oldest request, if its model is loaded; else one for the model with the largest sum of ten times the
-    count and the seconds that its first one has waited (mcmonkeyprojects/SwarmUI, `src/Backends/BackendHandler.cs`)."""
+    """The oldest request, if its model is loaded; else one for the model with the largest score: ten times the count of
+    its requests plus the seconds that its first one has waited (mcmonkeyprojects/SwarmUI,
+    `src/Backends/BackendHandler.cs`)."""
     if loaded is not None and waiting[0].model == loaded.model:
         return waiting[0]
     models = dict.fromkeys(task.model for task in waiting)
@@ -45,12 +47,12 @@ def _parted(waiting: Sequence[Waiting], loaded: OnCard | None) -> tuple[list[Wai
     return here, [task for task in waiting if task not in here]
 
 
-# Of a worker that runs the order of somebody else: its name in `NAMED`.
+# The variable of a worker that runs one of these orders: its name in `named`, and the seconds of the slice.
 ORDER_VARIABLE = "WARMLANE_TEST_ORDER"
 
 
 def named(seconds_of_slice: float = 30) -> dict[str, ChooseNext]:
-    """The orders that are not the product's own, by name; the fixed slice is so long."""
+    """The orders that are not the product's own, by name. The fixed slice is *seconds_of_slice* long."""
     return {
         "fifo": first_in_first_out,
         "slice": fixed_slice(seconds_of_slice),

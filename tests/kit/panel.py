@@ -20,11 +20,11 @@ FLAGS: Final = (
     "--disable-component-update",
     "--disable-sync",
 )
-# Nothing is judged by time: a machine that runs other tests is slow.
+# No test judges by time: a machine that runs other tests is slow.
 PATIENCE_MS: Final = 60_000
 PHONE: Final = {"width": 390, "height": 844}
 DESK: Final = {"width": 1280, "height": 900}
-# Chromium's own line about an answer that is no success, or that did not come: a test expects those by what is shown.
+# Chromium's own console line about an answer that failed or did not come: tests check those by what the page shows.
 _ANSWER: Final = re.compile(r"Failed to load resource: (the server responded with a status of|net::ERR_)")
 
 expect.set_options(timeout=PATIENCE_MS)
@@ -41,7 +41,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 class Panel:
-    """The panel in a tab, what it complained of, and every address that it asked for."""
+    """The panel in a tab, its console errors and warnings, and every address that it requested."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url = page, url
@@ -60,12 +60,12 @@ class Panel:
         self.asked.append(request.url)
 
     async def open(self, view: str = "make") -> None:
-        """The page at *view*, when its heading is there."""
+        """Opens the page at *view*; returns when its heading is there."""
         await self.page.goto(f"{self.url}/#/{view}")
         await expect(self.page.get_by_role("heading").first).to_be_visible()
 
     async def go(self, view: str) -> None:
-        """From the view that is open to another one, as by the navigation."""
+        """Goes from the open view to another one, by the navigation."""
         await self.page.get_by_role("navigation").get_by_role("link", name=view).click()
 
     @property
@@ -73,7 +73,7 @@ class Panel:
         return self.page.get_by_label("Prompt required")
 
     async def choose(self, title: str) -> None:
-        """The model that goes by *title*."""
+        """Chooses the model with this *title*."""
         await self.page.get_by_role("radio", name=title).check()
 
     async def send(self, prompt: str) -> None:
@@ -88,16 +88,17 @@ class Panel:
 
     @property
     def accepted(self) -> Locator:
-        """Those of `sent` that the gateway accepted. Until it answers, a card only says that its request goes out."""
+        """The cards of `sent` that the gateway accepted. Until it answers, a card only says that its request goes
+        out."""
         return self.page.locator(".sent article[aria-label]")
 
     async def drop(self, name: str, media_type: str, content: bytes) -> None:
-        """Drops a file on the place for an image, as a hand with a mouse does."""
+        """Drops a file on the place for an image, as a user does with the mouse."""
         transfer = await self._transfer(name, media_type, list(content))
         await self.page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
 
     async def drop_bytes(self, name: str, media_type: str, size_bytes: int) -> None:
-        """Drops a file of so many zeros."""
+        """Drops a file of *size_bytes* zeros."""
         transfer = await self._transfer(name, media_type, size_bytes)
         await self.page.dispatch_event(".drop", "drop", {"dataTransfer": transfer})
 
@@ -118,7 +119,7 @@ class Panel:
         )
 
     async def barriers(self, *rules: str) -> list[str]:
-        """What axe objects to in the page as it is now, by its rules of those names alone if there are any."""
+        """What axe objects to in the page as it is now. With *rules*, only those rules count."""
         only = {"runOnly": {"type": "rule", "values": rules}} if rules else {}
         found = await Axe().run(self.page, options={"resultTypes": ["violations"]} | only)
         return [
@@ -126,7 +127,7 @@ class Panel:
         ]
 
     async def be(self, seen: str) -> None:
-        """The tab is `hidden`, or `visible` again: to Playwright all tabs are in front all the time."""
+        """Makes the tab `hidden`, or `visible` again. In Playwright every tab is always in front."""
         script = """seen => {
             Object.defineProperty(document, "visibilityState", { value: seen, configurable: true });
             document.dispatchEvent(new Event("visibilitychange"));
@@ -139,9 +140,9 @@ class Panel:
 
 @contextlib.asynccontextmanager
 async def panel_in(browser: Browser, url: str, **options: Any) -> AsyncIterator[Panel]:
-    """The panel at *url* in a tab of its own, with a session of its own. It must not have complained when it is left.
+    """The panel at *url* in a tab and a session of its own. Its console must be clean when the block ends.
 
-    *options* are those of a context of Playwright's, such as `color_scheme`.
+    *options* are those of a Playwright context, such as `color_scheme`.
     """
     context = await browser.new_context(**{"viewport": DESK, "reduced_motion": "reduce"} | options)
     context.set_default_timeout(PATIENCE_MS)

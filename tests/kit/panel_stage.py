@@ -1,4 +1,4 @@
-"""What the tests of the panel do beside the browser: a gateway without workers, and a hand in its server."""
+"""What the tests of the panel do outside the browser: they run a gateway without workers, and write to its server."""
 
 import io
 from typing import Any
@@ -15,7 +15,7 @@ from tests.kit.support import eventually
 
 
 class Stage:
-    """A gateway whose model `phr00t` has no warm lane, a client of it, and a hand in its server."""
+    """A gateway whose model `phr00t` has no warm lane, a client of it, and a connection to its server."""
 
     def __init__(self, gateway: GatewayProcess, link: NatsLink, http: httpx.AsyncClient) -> None:
         self.gateway, self.link, self.http = gateway, link, http
@@ -29,7 +29,7 @@ class Stage:
         return task
 
     async def becomes(self, model: str, state: LaneState) -> None:
-        """Its lane reports *state*, and the gateway has heard it."""
+        """Reports the lane of *model* in *state*; returns when the gateway knows."""
         await report_lane(self.link, model, state)
 
         async def is_heard() -> bool:
@@ -39,7 +39,7 @@ class Stage:
         await eventually(is_heard)
 
     async def tasks(self) -> list[dict[str, Any]]:
-        """Those of this test, newest first."""
+        """The tasks of this test, newest first."""
         tasks = (await self.http.get("/tasks", params={"limit": 100})).json()["tasks"]
         return [task for task in tasks if task["id"] not in self.earlier]
 

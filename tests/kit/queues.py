@@ -1,5 +1,5 @@
-"""The queues of `ops/commands/capacity` as SimPy simulates them, in order of arrival: the same limits, and nothing else
-that is the same. And a formula for the degraded worker."""
+"""The queues of `ops/commands/capacity` as SimPy simulates them, in order of arrival. The two share their limits and
+nothing else. Also a formula for the degraded worker."""
 
 import random
 from collections.abc import Generator, Sequence
@@ -104,7 +104,7 @@ class Simulation:
         return self._random.gammavariate(self._spread**-2, demand.service_s * self._spread**2)
 
     def _degraded_run_s(self, demand: Demand) -> float:
-        """For how long it is busy with a task, which finds its model there or has it loaded."""
+        """How long the degraded worker is busy with a task, with the load if its model is not resident."""
         busy_s, tally = self._service_s(demand), self.tallies[demand.model]
         if self._resident == demand.model:
             tally.warm += 1
@@ -117,7 +117,7 @@ class Simulation:
 
 
 def degraded_station(demands: Sequence[Demand], terms: Terms) -> Station:
-    """One server for all models in order of arrival, which loads a model whenever the task before was of another: the
+    """One server for all models in order of arrival. It loads a model whenever the task before was of another: the
     formula of `ops/capacity.md`."""
     per_h = sum(demand.arrivals_per_h for demand in demands)
     services = []
@@ -127,7 +127,7 @@ def degraded_station(demands: Sequence[Demand], terms: Terms) -> Station:
         services.append((same * (1.0 - same), demand.service_s + terms.release_s + demand.load_s))
     likely = [(chance, service_s) for chance, service_s in services if chance > 0]
     mean_s = sum(chance * service_s for chance, service_s in likely)
-    # a request that finds the queue full would have waited for that many tasks; with long tasks the wait limit comes
-    # first
+    # a request that finds the queue full would have to wait for as many tasks as the queue holds; with long tasks the
+    # wait limit comes first
     patience_s = min(terms.degraded_wait_s, terms.degraded_depth * mean_s)
     return station(rate_per_s=per_h / HOUR_S, servers=1, services=likely, patience_s=patience_s)

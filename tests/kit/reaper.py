@@ -1,9 +1,9 @@
 """Everything that a test process starts ends with it, even if it is killed: no nats-server, fork server or gateway
 stays.
 
-`watch` has a process beside this one wait for its end, and kill what carries this one's mark in its environment then.
-Children inherit the mark, however far below and in whatever session, and a fork keeps it. Signals to a group pass the
-watcher by: it has a session of its own.
+`watch` starts a watcher. This process waits for the end of the test process, and then kills every process that carries
+the test process's mark in its environment. Descendants inherit the mark at any depth and in any session, and a fork
+keeps it. Signals to a process group do not reach the watcher: it has a session of its own.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Final
 import psutil
 
 MARKS: Final = "TESTS_STARTED_BY"
-"""The variable with the marks of the test processes above, parted by commas; the nearest one's is the last."""
+"""The variable with the marks of the test processes above, separated by commas; the nearest one's is the last."""
 EMPTY_LOOKS: Final = 3
 BETWEEN_LOOKS_S: Final = 0.2
 ROOT: Final = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def watch() -> None:
 
 
 def of_the_run() -> dict[str, str]:
-    """The marks of everything that the processes of pytest-xdist share: it ends with the process that starts them."""
+    """The marks for everything that the workers of pytest-xdist share: it ends with the process that starts them."""
     return {MARKS: os.environ[_RUN]} if _RUN in os.environ else {}
 
 
@@ -62,7 +62,8 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 
 
 def _kill_all(mark: str) -> None:
-    """One that is between its fork and its own program has no environment that could be read: one look can miss it."""
+    """Kills all that carry *mark*. One look can miss a process between its fork and its exec, whose environment cannot
+    be read."""
     empty_looks = 0
     while empty_looks < EMPTY_LOOKS:
         found = [process for process in marked(mark) if process.status() != psutil.STATUS_ZOMBIE]
@@ -75,7 +76,7 @@ def _kill_all(mark: str) -> None:
 
 
 def main() -> None:
-    """Waits for the end of the process that is named first, and kills what carries the mark that is named second."""
+    """Waits for the end of the process in the first argument, and kills what carries the mark in the second."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     watched = psutil.Process(int(sys.argv[1]))

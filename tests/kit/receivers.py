@@ -14,7 +14,7 @@ from tests.kit.support import BOUND_S, eventually
 
 
 class Received(Struct, frozen=True):
-    """A request as it came; names of headers in small letters."""
+    """A request as received; names of headers in lower case."""
 
     target: str
     headers: Mapping[str, str]
@@ -61,7 +61,7 @@ async def silent(_: Received, writer: asyncio.StreamWriter) -> None:
 
 
 async def endless(_: Received, writer: asyncio.StreamWriter) -> None:
-    """A receiver that answers with more than anybody can store."""
+    """A receiver whose answer never ends."""
     writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
     with contextlib.suppress(ConnectionError):
@@ -80,7 +80,7 @@ async def endless_head(_: Received, writer: asyncio.StreamWriter) -> None:
 
 
 class Receiver:
-    """A server that keeps what came. `answer` says how it answers; it may be changed at any time."""
+    """A server that keeps every request. `answer` writes its answers; a test may replace it at any time."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -121,15 +121,15 @@ class Receiver:
             writer.close()
 
     def of(self, task_id: str) -> list[Received]:
-        """What came of a task."""
+        """The requests about a task."""
         return [each for each in self.received if each.json["data"].get("id") == task_id]
 
     def types(self, task_id: str) -> list[str]:
-        """The events that came of a task, each once, sorted."""
+        """The types of the events received for a task, each once, sorted."""
         return sorted({each.type for each in self.of(task_id)})
 
     async def gets(self, task_id: str, *types: str, within_s: float = BOUND_S) -> list[Received]:
-        """Returns when all of *types* have come of the task, and nothing else has."""
+        """The requests about a task, once all of *types* have come. Any other type is an AssertionError."""
 
         async def look() -> bool:
             return set(types) <= set(self.types(task_id))
@@ -141,6 +141,6 @@ class Receiver:
 
 @contextlib.asynccontextmanager
 async def receiving(answer: Answer | None = None, **options: Any) -> AsyncIterator[Receiver]:
-    """A receiver that answers as *answer* does, or takes all that comes."""
+    """A receiver that answers as *answer* does, or accepts everything."""
     async with Receiver(answer or answering(204)).listening(**options) as receiver:
         yield receiver

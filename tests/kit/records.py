@@ -1,4 +1,4 @@
-"""Records for tests: one valid task, the moves that lead to the others, and the report of a lane."""
+"""Records for tests: one valid task, the same task in later states, and the report of a lane."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta
@@ -75,7 +75,7 @@ def quarantined_slot(name: str) -> VideoPipelineSlot:
 
 
 def lane_report(worker: str = "anisora-0", state: LaneState = LaneState.WARM, **changes: Any) -> LaneHeartbeat:
-    """What the lane *worker* reports of itself: it started at NOW."""
+    """What the lane *worker* reports about itself. It started at NOW."""
     report = LaneHeartbeat(
         model=worker.rpartition("-")[0],
         worker=worker,

@@ -60,7 +60,7 @@ class Lanes:
         await eventually(look)
 
     def causes(self, model: str, *, since: int) -> list[str | None]:
-        """What routing said after each entry from number *since* on, without repetitions: None is a lane."""
+        """Why routing had no lane after each entry from number *since* on, without repetitions; None: it had one."""
         board = LaneBoard(health_timeout_s=60, grace_s=10)
         causes: list[str | None] = []
         for number, entry in enumerate(self.entries):

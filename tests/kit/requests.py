@@ -17,7 +17,7 @@ from tests.kit.samples import catalog, data_uri, picture
 PROFILES = ("tiny", "production")
 MODELS = ("anisora", "phr00t")
 PNG = data_uri(picture("PNG"))
-# of which any width and height are allowed
+# a number of frames at which any width and height are allowed
 SMALL_FRAMES = 17
 
 
@@ -27,9 +27,9 @@ def submit(body: Any, running: Catalog | None = None) -> AcceptedRequest:
 
 
 def json_text(body: Any) -> Iterator[str]:
-    """JSON for *value*. Python writes an infinity in a form that no parser reads; in JSON 1e999 is one."""
+    """JSON for *body*. Python writes an infinity in a form that no parser reads; in JSON 1e999 is one."""
     for piece in json.JSONEncoder().iterencode(body):
-        # a piece that is a text ends with its quote
+        # a piece that is a string ends with its quote
         yield piece.replace("Infinity", "1e999") if piece.endswith("Infinity") else piece
 
 

@@ -2,9 +2,10 @@
 
 `python -m tests.kit.rogue_host FD` runs it.
 
-Each child is the product's own, with a few functions replaced by ones that look for a misdeed's name in the prompt, or,
-since a load has no prompt, in the name of the checkpoint's folder. One misdeed a prompt; whatever else stands in it is
-ignored. "in a used host" after a misdeed limits it to a process that has run before: a fresh one behaves.
+Each child is the product's own, but a few of its functions are replaced. The replacements look for a misdeed's name in
+the prompt; a load has no prompt, so they look in the name of the checkpoint's folder. A prompt holds one misdeed; any
+other text in it is ignored. "in a used host" after a misdeed limits it to a process that has run before: a fresh one
+behaves.
 """
 
 import ctypes
@@ -34,7 +35,7 @@ from tests.kit.fault_texts import SAMPLES
 COMMAND: Final = (sys.executable, "-m", "tests.kit.rogue_host")
 IN_A_USED_HOST: Final = "in a used host"
 RAISE: Final = "raise "
-"""Before a name of `tests.kit.fault_texts.SAMPLES`."""
+"""The prefix of a name of `tests.kit.fault_texts.SAMPLES`."""
 OUT_OF_MEMORY: Final = "CUDA out of memory. Tried to allocate 20.00 GiB."
 BROKEN: Final = "CUDA driver error: unknown error"
 LEAK: Final = re.compile(r"leak (\d+) MB")
@@ -46,7 +47,7 @@ _kept: list[object] = []
 _loads = 0
 _runs = 0
 _talks_garbage = False
-_card = ""  # what the name of the checkpoint's folder says of it
+_card = ""  # the words in the name of the checkpoint's folder, such as "small card"
 _fails: str | None = None  # which of `clean` and `release` fails when it is called next
 
 
@@ -91,7 +92,7 @@ def _run(
     elif "leak outside torch" in misdeed:
         _kept.append(_device_memory(LEAK_ON_CARD_BYTES))
     elif "leak tensor" in misdeed:
-        _kept.append(next(pipeline.transformer.parameters()).detach())  # its memory, under no name of the pipeline's
+        _kept.append(next(pipeline.transformer.parameters()).detach())  # its memory; the pipeline has no name for it
     elif "keep component" in misdeed:
         _kept.append(pipeline.text_encoder)
     elif "segfault" in misdeed:
@@ -148,7 +149,8 @@ def _fail_once(name: str) -> None:
 
 
 def _device_memory(size_bytes: int) -> int:
-    """The address of memory that torch's allocator knows nothing of: the driver's own call, in the current context."""
+    """Allocates by the driver's own call, in the current context. torch's allocator knows nothing of this memory.
+    Returns its address."""
     address = ctypes.c_uint64()
     status = ctypes.CDLL("libcuda.so.1").cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size_bytes))
     assert status == 0, f"cuMemAlloc answered {status}"
@@ -160,10 +162,10 @@ def _fill_card() -> None:
     while piece_bytes >= 1 << 20:
         try:
             _kept.append(_device_memory(piece_bytes))
-        except AssertionError:  # no such piece is left
+        except AssertionError:  # no piece of this size is left
             piece_bytes //= 2
     torch.cuda.empty_cache()
-    while True:  # what torch had kept back until now
+    while True:  # takes what torch has just given back
         try:
             _kept.append(_device_memory(1 << 20))
         except AssertionError:
@@ -196,7 +198,7 @@ def _fail_in(module: torch.nn.Module) -> None:
 
 def _hang() -> None:
     while True:
-        time.sleep(1)  # the misdeed itself: it never comes back
+        time.sleep(1)  # the misdeed itself: it never returns
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`ops/runbook.md` as an operator uses it: its sections, a system that they work on, a shell that runs their lines."""
+"""`ops/runbook.md` as an operator uses it: its sections, a system to use them on, and a shell that runs their lines."""
 
 import asyncio
 import json
@@ -67,13 +67,13 @@ def _lines(block: str) -> Iterator[Line]:
 
 
 def switched_over() -> str:
-    """The lines of the runbook that say as whom: typed first in every shell."""
+    """The lines of the runbook that choose the NATS user. Every shell runs them first."""
     lines = next(iter(_BLOCK.findall(RUNBOOK.read_text()))).splitlines()
     return "\n".join(line for line in lines if re.match(r"export NATS_CONTEXT=|ADMIN=|SYSTEM=", line))
 
 
 class Stage:
-    """The system that the runbook is about: a server, a gateway, whose lanes are reported warm, and no worker."""
+    """The system that the runbook is about: a server, and a gateway whose lanes are reported warm. No worker runs."""
 
     def __init__(self, gateway: GatewayProcess, http: httpx.AsyncClient, link: NatsLink, folder: Path) -> None:
         self.gateway, self.http, self.link, self.folder = gateway, http, link, folder
@@ -101,7 +101,7 @@ class Stage:
         return (await self.record(await self.submit())).route
 
     async def says(self, wanted: str) -> None:
-        """Returns when the gateway says that requests go to *wanted*."""
+        """Returns when the gateway reports that requests go to *wanted*."""
 
         async def look() -> bool:
             models = (await self.http.get("/admin/lanes")).json()["models"]
@@ -111,12 +111,12 @@ class Stage:
         await eventually(look)
 
     async def routes(self, wanted: str) -> None:
-        """Returns when the gateway says so, and does it."""
+        """Returns when the gateway reports *wanted*, and routes a request there."""
         await self.says(wanted)
         assert await self.route() == wanted
 
     async def queued(self, route: str, task_id: str) -> int:
-        """A message as a gateway sends it, of a task that it does not know; its sequence."""
+        """Publishes a message as a gateway does, for a task that has no record; returns its sequence."""
         now = datetime.now(UTC)
         deadline = now + timedelta(seconds=30)
         task = pending_task(task_id, created_at=now, queued_at=now, deadline_at=deadline, route=route)
@@ -129,14 +129,14 @@ class Stage:
 
 
 class Watching:
-    """A command that goes on until it is interrupted."""
+    """A command that runs until it is interrupted."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._said: list[str] = []
 
     async def says(self, *wanted: str) -> str:
-        """The first line that is not used yet and holds every one of *wanted*."""
+        """The next line that holds all of *wanted*."""
         assert self._process.stdout is not None
         while True:
             line = (await asyncio.wait_for(self._process.stdout.readline(), 60)).decode()
@@ -147,7 +147,7 @@ class Watching:
                 return line
 
     async def draws(self, *wanted: str) -> None:
-        """Returns when every one of *wanted* was on the screen."""
+        """Returns when all of *wanted* have been on the screen."""
         assert self._process.stdout is not None
         drawn = ""
         while not all(each in drawn for each in wanted):
@@ -169,9 +169,9 @@ class Page:
         self._left = lines
 
     async def run(self, expected: str, *, on: NatsServer | None = None, **variables: object) -> str:
-        """Types the next command, which has to begin with *expected*, as it is printed; what it prints.
+        """Types the next command as the runbook prints it, and returns its output. It has to begin with *expected*.
 
-        It must succeed, and print no error, no warning and nothing of permissions.
+        It must succeed, and print no error, no warning and nothing about permissions.
         """
         line = self._next(expected)
         if line.command.startswith("curl"):
@@ -187,7 +187,7 @@ class Page:
         return text
 
     async def watch(self, expected: str, *, terminal: bool = False) -> Watching:
-        """As `run`, for a command that does not end by itself. *terminal* it draws on one."""
+        """As `run`, for a command that does not end by itself. *terminal*: it runs on a terminal."""
         line = self._next(expected)
         typed = f"script -qfec 'stty rows 30 cols 100; exec {line.command}' /dev/null" if terminal else line.printed
         watching = Watching(await self._shell(typed, None, {}, goes_on=True))
@@ -232,7 +232,7 @@ async def in_shell(
     goes_on: bool = False,
     timeout: str = "5s",
 ) -> asyncio.subprocess.Process:
-    """A shell in *folder* in which *typed* runs, after the lines of the runbook that say as whom."""
+    """A shell in *folder* in which *typed* runs, after the lines of the runbook that choose the NATS user."""
     made = folder / ".warmlane" / AUTH_FOLDER
     made.mkdir(parents=True, exist_ok=True)
     for role in ("operator", "admin", "system"):
@@ -287,7 +287,7 @@ def values(text: str) -> list[Any]:
 
 
 def json_in(text: str) -> bytes:
-    """The object that a message holds, after what the CLI says of it."""
+    """The JSON object in a message, which follows the CLI's own lines about the message."""
     return text[text.index("\n{") :].strip().encode()
 
 

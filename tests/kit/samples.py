@@ -37,7 +37,7 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def damaged(content: bytes) -> bytes:
-    """The PNG *content* with noise for its picture; nothing is missing, so only who decodes it sees that."""
+    """The PNG *content* with noise for its picture; nothing is missing, so only a decoder notices."""
     begins = content.index(b"IDAT") + 4
     length: int = struct.unpack_from(">I", content, begins - 8)[0]
     return content[:begins] + b"\xff" * length + content[begins + length :]

@@ -55,7 +55,7 @@ def problem(status: int, code: str, **more: object) -> Answer:
 
 
 class ScriptedGateway:
-    """Answers request after request from a list, and remembers what it was asked."""
+    """Answers one request after the other from a list, and keeps the requests."""
 
     def __init__(self) -> None:
         self.script: list[Answer] = []

@@ -1,5 +1,5 @@
 """Small files of exactly the published layouts: the same keys, fewer blocks, smaller widths. Run as a program, this
-forks processes that prepare one of them, and meet with an accident."""
+forks processes that each prepare one of them and have an accident."""
 
 import ctypes
 import json
@@ -75,7 +75,7 @@ def layout(model: str, variant: str) -> Layout:
 
 
 def checkpoint(wanted: Layout, folder: str) -> Checkpoint:
-    """How the production profile would load *folder* of *wanted*."""
+    """The checkpoint as which the production profile would load *folder*, in the layout *wanted*."""
     return Checkpoint(
         pipeline=wanted.pipeline,
         folder=folder,
@@ -86,7 +86,7 @@ def checkpoint(wanted: Layout, folder: str) -> Checkpoint:
 
 
 def tokenizer(folder: Path) -> Path:
-    """A tokenizer as it would be published, in *folder*."""
+    """Makes a tokenizer in *folder*, as one is published."""
     tiny = load_settings().catalog("tiny").models["phr00t"].checkpoint
     assert tiny.random_weights is not None
     ensure_tiny_pipeline(tiny, tiny.random_weights, folder)
@@ -127,7 +127,7 @@ def _source(component: Component, parameter: str) -> str:
 
 
 def write_all_in_one(wanted: Layout, parts: dict[str, dict[str, torch.Tensor]], path: Path) -> None:
-    """As ComfyUI saves a checkpoint, with what it puts beside the weights."""
+    """Writes a checkpoint as ComfyUI saves it, with what it adds to the weights."""
     tensors = {
         component.source + name: value
         for component in wanted.components
@@ -139,9 +139,9 @@ def write_all_in_one(wanted: Layout, parts: dict[str, dict[str, torch.Tensor]], 
 
 
 def as_phr00t_publishes(parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
-    """*parts* in the types of Phr00t's files; a test holds them to the published sizes (ADR 0028).
+    """*parts* in the types of Phr00t's files; a test compares them with the published sizes (ADR 0028).
 
-    The whole transformer in fp8 but for its patch embeddings, the VAE in 16 bits, and UMT5 as in ComfyUI's
+    The transformer is in fp8 except for its patch embeddings. The VAE is in 16 bits. UMT5 is as in ComfyUI's
     `umt5_xxl_fp8_e4m3fn_scaled`: fp16, its linears in fp8 with a scale each, and an empty marker.
     """
     transformer = {
@@ -161,7 +161,8 @@ def as_phr00t_publishes(parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, 
 
 
 def write_files(wanted: Layout, parts: dict[str, dict[str, torch.Tensor]], folder: Path) -> None:
-    """As the Wan authors publish: sharded safetensors with an index for each expert, torch files for the rest."""
+    """Writes files as the Wan authors publish them: sharded safetensors with an index for each expert, torch files for
+    the rest."""
     for component in wanted.components:
         path, tensors = folder / component.source, parts[component.name]
         if path.suffix == ".pth":
@@ -185,7 +186,7 @@ def killed(source: str, target: str, dies_in: str) -> None:
     def save_half(values: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         save_file(values, path, metadata)
         if str(path).endswith(f"{dies_in}.part"):
-            path.with_name(".tmpA1b2C3").touch()  # safetensors writes such a one first
+            path.with_name(".tmpA1b2C3").touch()  # safetensors writes such a file first
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -195,9 +196,10 @@ def killed(source: str, target: str, dies_in: str) -> None:
 
 
 def full(source: str, folder: str, size_bytes: str) -> None:
-    """The command on a disk of *size_bytes*, mounted at *folder*, that others fill after the check; then on a larger.
+    """Runs the command on a disk of *size_bytes*, mounted at *folder*, which is too small although the command's check
+    found room; then on a larger disk.
 
-    Prints exit code, output and files of both runs. What it mounts, no other process sees.
+    Prints exit code, output and files of both runs. No other process sees the mounts.
     """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "no mount namespace")
@@ -213,15 +215,16 @@ def full(source: str, folder: str, size_bytes: str) -> None:
         return {"code": result.exit_code, "output": result.output, "files": files}
 
     usage = shutil.disk_usage(folder)
-    with mock.patch("shutil.disk_usage", return_value=usage):  # what the check sees: there was room then
+    with mock.patch("shutil.disk_usage", return_value=usage):  # the check sees the room of before the mount
         runs = [run(size_bytes), run("100m", "-o", "remount")]
     print(json.dumps(runs))
 
 
 def main() -> None:
-    """Forks a process for each line of input, a list of an accident and its arguments, and prints how that ended.
+    """Forks a process for each line of input, and prints its exit code.
 
-    Its own output and errors go to the files that are named first. The imports, once for all, are what costs.
+    A line is a list: the files for the process's output and errors, an accident, and its arguments. All processes share
+    the imports, which are the slow part.
     """
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -232,7 +235,7 @@ def main() -> None:
                 os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
             {"killed": killed, "full": full}[accident](*arguments)
             sys.stdout.flush()
-            os._exit(0)  # to take down all that was imported takes a second
+            os._exit(0)  # tearing down all imports would take a second
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 

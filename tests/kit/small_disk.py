@@ -10,14 +10,14 @@ import pytest
 
 
 class SmallDisk:
-    """One that is mounted on *folder*."""
+    """The file system mounted on *folder*."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._filler = folder / "filler"
 
     def fill(self) -> None:
-        """Nothing fits any more."""
+        """Fills the disk until nothing fits any more."""
         free = os.statvfs(self.folder)
         with self._filler.open("ab") as filler:
             with contextlib.suppress(OSError):
@@ -27,12 +27,12 @@ class SmallDisk:
                     os.write(filler.fileno(), b"\0" * 4096)
 
     def empty(self) -> None:
-        """As before `fill`."""
+        """Frees what `fill` took."""
         self._filler.unlink(missing_ok=True)
 
 
 def mount(folder: Path, *, mib: int) -> bool:
-    """Whether a file system of *mib* MiB could be mounted on *folder*, which it makes (root, Linux)."""
+    """Makes *folder* and mounts a file system of *mib* MiB on it; returns whether it could (root, Linux)."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "warmlane-test", str(folder)]
     with contextlib.suppress(OSError):
@@ -41,7 +41,7 @@ def mount(folder: Path, *, mib: int) -> bool:
 
 
 def unmount(folder: Path) -> None:
-    """Also while a process has files open there."""
+    """Unmounts *folder*, even while a process has files open there."""
     subprocess.run(["umount", "-l", str(folder)], capture_output=True, check=False)
 
 

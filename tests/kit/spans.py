@@ -8,7 +8,7 @@ from ops.telemetry.export import tracer_provider
 
 
 def kept_spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
-    """What keeps every span that ends from now on, made as in a process that sends its spans."""
+    """Keeps every span that ends from now on. Spans are made as in a process that exports them."""
     spans = InMemorySpanExporter()
     provider = tracer_provider()
     provider.add_span_processor(SimpleSpanProcessor(spans))

@@ -75,7 +75,7 @@ class SteeredRunner:
 
 
 class Worker:
-    """A work loop of anisora's lane, or of *stream*, that serves in the background, its runner and artifact store."""
+    """A work loop of anisora's lane, or of *stream*, which serves in the background; its runner and artifact store."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Worker:
             await self.loop.serve_one(self._stop)
 
     async def drain(self, *, unanswered_s: float = math.inf) -> None:
-        """Does what a worker does when it is asked to stop; returns when nothing is served any more."""
+        """Drains as a worker does when it is asked to stop; returns when the loop serves nothing any more."""
         self._stop.set()
 
         async def kill() -> None:

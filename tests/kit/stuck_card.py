@@ -6,7 +6,7 @@ from ops.machine.readings import Holder, Reading
 
 
 class StuckCard:
-    """A card that never gives memory back, and names the host for it: what only a broken driver does."""
+    """A card that never gives memory back and reports that the host holds it, as only a broken driver does."""
 
     name: Literal["nvml", "rss"] = "nvml"
 

@@ -31,15 +31,15 @@ from tests.kit.reaper import of_the_run
 T = TypeVar("T")
 
 
-# Below the range from which the system takes the ports of outgoing connections, of which tests make thousands: one of
-# those could take a port between our look and the server's start. Each pytest process has a part of it for itself.
+# Below the ephemeral port range. Tests make thousands of outgoing connections, and one of them could take a port
+# between our look and the server's start. Each pytest process has its own part of this range.
 PORTS: Final = range(20_000, 32_000)
 PORTS_PER_PROCESS: Final = 1_500
-# For clients of plain HTTP. By itself httpx reads the certificates of all authorities for each client that is made.
+# For clients of plain HTTP. By default httpx loads all CA certificates for each new client.
 NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 # How long the servers of tests keep what has ended.
 KEEP_S: Final = 3_600.0
-# After this time something is broken. On a machine that others keep busy, starting a gateway once took 25 s.
+# After this time something is broken. On a busy machine, starting a gateway once took 25 s.
 BOUND_S: Final = 60.0
 # as `tests.kit.rogue_host.COMMAND`, without its import of torch
 ROGUE_HOST: Final = (sys.executable, "-m", "tests.kit.rogue_host")
@@ -55,7 +55,7 @@ def free_port() -> int:
         number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
         first = PORTS.start + number * PORTS_PER_PROCESS % len(PORTS)
         mine = range(first, first + PORTS_PER_PROCESS)
-        start = pid % len(mine)  # a child of a test has the same part, and begins elsewhere
+        start = pid % len(mine)  # a test's child process has the same part, but begins elsewhere in it
         _next_ports[pid] = itertools.cycle([*mine[start:], *mine[:start]])
     for port in itertools.islice(_next_ports[pid], PORTS_PER_PROCESS):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -76,7 +76,7 @@ async def eventually(look: Callable[[], Awaitable[T]], *, within_s: float = BOUN
 
 
 def eventually_sync(look: Callable[[], T], *, within_s: float = BOUND_S, every_s: float = 0.02) -> T:
-    """As `eventually`, for tests without an event loop. *every_s* is longer where a look costs others something."""
+    """As `eventually`, for tests without an event loop. *every_s* is longer where a look slows other processes down."""
     deadline_s = time.monotonic() + within_s
     while True:
         value = look()
@@ -124,7 +124,7 @@ class NatsServer:
         self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """SIGSTOP: it answers nobody, and its connections stand."""
+        """SIGSTOP: it answers nobody, and its connections stay open."""
         self._signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -136,7 +136,7 @@ class NatsServer:
         self._process.send_signal(number)
 
     def copy_store(self, to: Path) -> None:
-        """Copies all that it has stored by now, as of one moment, to the folder *to*."""
+        """Copies a consistent snapshot of its store to the folder *to*."""
         self.pause()
         shutil.copytree(self._store, to)
         self.go_on()
@@ -188,7 +188,7 @@ def is_running(pid: int) -> bool:
 
 
 def all_end(pids: Iterable[int], *, within_s: float = 60) -> None:
-    """Returns when none of *pids* runs any more. Raises AssertionError with those that do, and where they wait."""
+    """Returns when none of *pids* runs any more. Raises AssertionError that names those that do and where they wait."""
     pids = list(pids)
     try:
         eventually_sync(lambda: not any(is_running(pid) for pid in pids), within_s=within_s)
@@ -198,7 +198,7 @@ def all_end(pids: Iterable[int], *, within_s: float = 60) -> None:
 
 
 def _waits_in(pid: int) -> str:
-    """What the kernel says that the threads of *pid* wait in."""
+    """The kernel functions in which the threads of *pid* wait."""
     with contextlib.suppress(OSError):
         return ", ".join(sorted({(task / "wchan").read_text() for task in Path(f"/proc/{pid}/task").iterdir()}))
     return "gone"
@@ -239,7 +239,7 @@ def clean_environment() -> dict[str, str]:
 def shared_forks() -> dict[str, str]:
     """The variable that gives the workers of all tests one fork server: torch is imported once for all.
 
-    Not for what shows how a worker is started, and what that costs.
+    Tests of how a worker starts, and of what that costs, do without it.
     """
     return {"WARMLANE_FORK_SERVER": fork_server_at(FORK_SERVER)}
 
@@ -253,7 +253,7 @@ def fork_server_at(command: tuple[str, ...]) -> str:
 def server_at(command: tuple[str, ...], environment: Mapping[str, str]) -> str:
     """The socket of the process that *command* starts: one for all pytest processes of a run (see `shared_folder`).
 
-    It is there when this returns. The event loop of the caller, if there is one, is held up until then.
+    The socket exists when this returns. Until then this blocks the event loop of the caller, if there is one.
     """
     folder = shared_folder()
     path = folder / hashlib.sha256(repr(command).encode()).hexdigest()[:12]
@@ -276,8 +276,8 @@ def server_at(command: tuple[str, ...], environment: Mapping[str, str]) -> str:
 
 @cache
 def shared_folder() -> Path:
-    """Where the processes of `server_at` have their sockets. That of the pytest that started this one, or a new one,
-    which ends with this process, and they with it."""
+    """The folder in which the processes of `server_at` have their sockets. A pytest process uses the folder of the one
+    that started it, or makes a new one. This process removes its new folder at exit, and kills the processes in it."""
     given = os.environ.get(SHARED_FOLDER)
     if given:
         return Path(given)
@@ -286,7 +286,7 @@ def shared_folder() -> Path:
     def end() -> None:
         for file in folder.glob("*.pid"):
             pid = int(file.read_text())
-            if str(folder) in command_line(pid):  # and it is still the one
+            if str(folder) in command_line(pid):  # the pid was not reused
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -295,7 +295,7 @@ def shared_folder() -> Path:
 
 
 def whole_lines(text: str) -> str:
-    """*text* of a log without its last line, where that has no end yet: a reader may see half of a single write."""
+    """*text* of a log without its last line, if that is not complete: a reader may see half of a single write."""
     return text[: text.rfind("\n") + 1]
 
 
@@ -305,7 +305,8 @@ def logged_in(log: Path) -> list[dict[str, Any]]:
 
 
 def fork_servers_of(log: Path) -> list[int]:
-    """The fork servers that the worker with this *log* has had, the last one last. A shared one's are not below it."""
+    """The fork servers that the worker with this *log* has had, the newest last. Fork servers from a shared one are not
+    below the worker."""
     return [line["pid"] for line in logged_in(log) if line["event"] == "fork_server_started"]
 
 
@@ -318,11 +319,11 @@ def below(pid: int, logs: Path) -> list[int]:
 
 
 def require_sound(log: str) -> None:
-    """What a role may do on the server is enough for what it did, and no watch of the records missed one."""
+    """Asserts by *log* that nats-server denied the process nothing, and that no watch of the records missed one."""
     found = [line for line in log.splitlines() if '"nats_denied"' in line or '"record_missed"' in line]
     assert not found, found
 
 
 def as_admin(urls: str) -> str:
-    """*urls* of servers under test, with the user that may do everything."""
+    """*urls* of servers under test, with the user `admin`, who may do everything."""
     return ",".join(url.replace("://", "://admin:pw-admin@", 1) for url in urls.split(","))

@@ -47,7 +47,7 @@ class UpProcess:
         self.http = httpx.Client(base_url=self.url, timeout=90)
 
     def start(self) -> None:
-        """Starts it; returns when every lane is warm, and somebody serves the models without one."""
+        """Starts it; returns when every lane is warm, and the gateway is ready for the models without one."""
         arguments = ["--port", str(self.port), "--nats-port", str(self.nats_port), "--data-dir", str(self.data_dir)]
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
@@ -56,7 +56,7 @@ class UpProcess:
                 stderr=output,
                 env=clean_environment() | self._environment,
             )
-        atexit.register(self._process.kill)  # of a test that fails, nothing goes on; all that it started ends with it
+        atexit.register(self._process.kill)  # ends it after a failed test; all that it started ends with it
         eventually_sync(self.is_ready, within_s=120, every_s=0.1)  # each look wakes a gateway that is still starting
 
     def is_ready(self) -> bool:
@@ -70,7 +70,7 @@ class UpProcess:
 
     @property
     def nats_url(self) -> str:
-        """As the operator's own: the password is in the file that `warmlane up` made."""
+        """The URL with the user `admin`, whose password is in the file that `warmlane up` made."""
         context = json.loads((self.data_dir / "nats-auth" / "admin.json").read_text())
         return f"nats://admin:{context['password']}@127.0.0.1:{self.nats_port}"
 
@@ -99,18 +99,18 @@ class UpProcess:
         return found[0]
 
     def host_of(self, worker: str) -> int:
-        """The pipeline host child of *worker*: below the fork server of its process."""
+        """The pipeline host child of *worker*, which is below the worker's fork server."""
         self.find(f"--name {worker}")
         server = fork_servers_of(self.logs / f"{worker}.log")[-1]
         (host,) = children_of(server)
         return host
 
     def below(self) -> list[int]:
-        """Every process that it started, or that was forked for it."""
+        """Every process that `warmlane up` started, or that a shared fork server forked for it."""
         return below(self.pid, self.logs)
 
     def submit(self, **fields: Any) -> dict[str, Any]:
-        """The accepted task: at once on a warm lane, and when the degraded worker takes it otherwise."""
+        """Submits a task. The gateway accepts it at once on a warm lane, else when the degraded worker takes it."""
         response = self.http.post("/generate", json={"model": "anisora", "prompt": "a red fox"} | fields)
         assert response.status_code == 202, response.text
         task: dict[str, Any] = response.json()
@@ -121,7 +121,7 @@ class UpProcess:
         return task
 
     def ended(self, task_id: str) -> dict[str, Any]:
-        """The task when it has ended."""
+        """The task, once it has ended."""
 
         def look() -> dict[str, Any] | None:
             task: dict[str, Any] = self.http.get(f"/tasks/{task_id}?wait=30").json()

@@ -1,6 +1,6 @@
-"""A program on a terminal of its own, on which it asks and draws: people see this, and a pipe does not.
+"""A program on a terminal of its own. There it asks and draws as it does for people, and does not on a pipe.
 
-`python -m tests.kit.terminal COMMAND...` says `y` to all that it asks: the NATS CLI asks on terminals alone.
+`python -m tests.kit.terminal COMMAND...` answers every question with `y`: the NATS CLI asks only on a terminal.
 """
 
 import os
@@ -13,25 +13,25 @@ from typing import Final, Self
 
 from tests.kit.support import BOUND_S
 
-# A question about the terminal, which the CLI's prompts ask and wait for: where is the cursor?
+# A query to the terminal, whose answer the CLI's prompts wait for: where is the cursor?
 _WHERE: Final = b"\x1b[6n"
 _HERE: Final = b"\x1b[9;9R"
 _IDLE_S: Final = 0.2
-# After so many idle moments an answer counts as lost.
+# After this many idle reads an answer counts as lost.
 LOST_AFTER: Final = 10
 
 
 class Terminal:
-    """The terminal of *command*. Leave it as a context: the program is ended then."""
+    """The terminal of *command*, which ends when the context is left."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._master, theirs = os.openpty()
-        # as a login does: shells want the terminal to be theirs
+        # as a login does: shells need a controlling terminal
         own = ["setsid", "--ctty", "--wait", *command]
         self.process = subprocess.Popen(own, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         self.said = b""
-        self._last = b""  # of a question that comes in two pieces, the first one
+        self._last = b""  # may hold the first piece of a query that comes in two
         self._was_asked = False
 
     def __enter__(self) -> Self:
@@ -46,12 +46,12 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def read(self) -> bytes:
-        """What it says next; nothing where it is silent for a moment, or has ended."""
+        """What the program prints next; nothing if it is silent for a moment, or has ended."""
         if not select.select([self._master], [], [], _IDLE_S)[0]:
             return b""
         try:
             more = os.read(self._master, 4096)
-        except OSError:  # this is how Linux reports that nobody is at the other end any more
+        except OSError:  # this is how Linux reports that the other end is closed
             return b""
         self.said += more
         heard = self._last + more
@@ -62,13 +62,13 @@ class Terminal:
         return more
 
     def answer_again(self) -> None:
-        """Says once more where the cursor is, if that was ever asked: a program that changes the terminal's mode after
-        its question throws the answer away."""
+        """Answers the query for the cursor once more, if the program has ever sent it: a program that changes the
+        terminal's mode after its query discards the answer."""
         if self._was_asked:
             os.write(self._master, _HERE)
 
     def until(self, text: str) -> str:
-        """Returns once it has printed *text*: everything that it printed since the last call."""
+        """Waits until the program has printed *text*; returns everything that it printed since the last call."""
         deadline_s = time.monotonic() + BOUND_S
         while text.encode() not in self.said:
             self.read()
@@ -86,7 +86,7 @@ def main() -> None:
             if silent % LOST_AFTER == LOST_AFTER - 1:
                 terminal.answer_again()
             if silent and asked:
-                terminal.type("y\r")  # repeated until it is accepted: the terminal throws away what was typed too early
+                terminal.type("y\r")  # repeated until it is accepted: the terminal discards what was typed too early
         while terminal.read():
             pass
         sys.stdout.write(terminal.said.decode(errors="replace"))

@@ -1,7 +1,7 @@
-"""The real tools of those who run and build Warmlane, from the NATS CLI to nginx. `.ci/tools` pins what is built.
+"""The real tools of those who run and build Warmlane, from the NATS CLI to nginx.
 
-`.ci/build-tools FOLDER` builds what Debian does not have; `WARMLANE_TEST_TOOLS` names that folder. A test whose tool
-cannot be had is skipped and says why.
+`.ci/build-tools FOLDER` builds what Debian does not have, in the versions that `.ci/tools` pins; `WARMLANE_TEST_TOOLS`
+names that folder. A test whose tool is missing is skipped and says why.
 """
 
 import os
@@ -49,7 +49,7 @@ Tool = Literal[
 
 @cache
 def tool(name: Tool) -> Path:
-    """The program. Skips the test where it is not there, or not in the version that `.ci/tools` pins."""
+    """The program. Skips the test if it is missing or not of the version that `.ci/tools` pins."""
     if name not in _PINNED:
         found = shutil.which(name) or shutil.which(name, path="/usr/sbin")  # Debian has nginx there
         if found is None:
@@ -65,7 +65,7 @@ def tool(name: Tool) -> Path:
 
 
 def pinned(name: Tool) -> str:
-    """The version that `.ci/tools` says."""
+    """The version that `.ci/tools` pins."""
     found = re.search(rf"^{_PINNED[name]}=(\S+)", PINS.read_text(), re.MULTILINE)
     assert found is not None, name
     return found[1]

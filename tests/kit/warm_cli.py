@@ -1,9 +1,9 @@
-"""`warmlane` commands that are started in milliseconds.
+"""`warmlane` commands that start in milliseconds.
 
 `python -m tests.kit.warm_cli SOCKET` imports them once, and forks.
-A second of imports for each of a hundred gateways was a tenth of what all tests take. A fork runs `ops.cli.main` as the
-console script does, with arguments, environment and output files of its own. Whole systems (`tests.kit.system`), and
-whatever shows how a process starts or what it costs, start the real script.
+Imports took a second for each of a hundred gateways: a tenth of the time of all tests. A fork runs `ops.cli.main` as
+the console script does, with arguments, environment and output files of its own. Whole systems (`tests.kit.system`),
+and tests of how a process starts or what that costs, start the real script.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ PRELOADED: Final = (
     "degraded_worker.command",
     "ops.commands.keys",
     "ops.commands.up.command",
-    # what a gateway imports as it starts, by what is set and installed
+    # what a gateway imports as it starts, depending on settings and installed packages
     "asgiref.sync",
     "attrs",
     "opentelemetry.exporter.prometheus",
@@ -42,7 +42,7 @@ ANSWER_S: Final = 60.0
 
 
 class Forked:
-    """A running command. It is used as a `subprocess.Popen` is, of which it has what tests need."""
+    """A running command, with those methods of `subprocess.Popen` that tests need."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Forked:
         return self._status(0.0)
 
     def wait(self, timeout: float) -> int:
-        """The status as of `poll`. Raises subprocess.TimeoutExpired."""
+        """The status, as `poll` gives it. Raises subprocess.TimeoutExpired."""
         status = self._status(timeout)
         if status is None:
             raise subprocess.TimeoutExpired(["warmlane", *self.arguments], timeout)
@@ -78,7 +78,7 @@ class Forked:
     def send_signal(self, number: signal.Signals) -> None:
         """Sends it a signal, unless it has ended."""
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it has, and its status is on the way
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and its status is on the way
                 os.kill(self.pid, number)
 
     def terminate(self) -> None:
@@ -125,7 +125,7 @@ def server() -> str:
 
 
 def _kill_without_its_starter(pid: int, starter: socket.socket) -> None:
-    """Returns when *pid* has ended, and ends it where whoever asked for it has ended."""
+    """Returns when *pid* has ended. Kills it if the process that asked for it ends first."""
     end = os.pidfd_open(pid)
     waited_for: list[Any] = [end, starter]
     ended, _, _ = select.select(waited_for, [], [])
@@ -135,7 +135,7 @@ def _kill_without_its_starter(pid: int, starter: socket.socket) -> None:
 
 
 def _next_command(listener: socket.socket) -> list[str]:
-    """Serves for ever. Returns only in forks of this process: in each what it shall run."""
+    """Serves for ever. Returns only in forks of this process, with the arguments that each has to run."""
     while True:
         connection, _ = listener.accept()
         if os.fork():
@@ -145,7 +145,7 @@ def _next_command(listener: socket.socket) -> list[str]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         head, outputs, _, _ = socket.recv_fds(connection, NUMBER.size, 2)
         request = json.loads(connection.recv(NUMBER.unpack(head)[0], socket.MSG_WAITALL))
-        # a process in between waits, because only a parent learns how a process ended
+        # a process in between waits, because only a parent learns the exit status of its child
         pid = os.fork()
         if pid:
             connection.sendall(NUMBER.pack(pid))
@@ -176,16 +176,16 @@ def main() -> None:
 
     for name in PRELOADED:
         importlib.import_module(name)
-    Litestar([])  # which imports its plugins
+    Litestar([])  # this imports its plugins
     gc.collect()
-    gc.freeze()  # a fork does not look through all this again, and shares its pages
+    gc.freeze()  # the collector of a fork skips these objects, so their pages stay shared
     path = Path(sys.argv[1])
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{path}.part")
     listener.listen()
-    Path(f"{path}.part").replace(path)  # it appears when it answers
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps those in between
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of a terminal reaches this process too, which is not asked
+    Path(f"{path}.part").replace(path)  # the socket appears when it accepts connections
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the processes in between
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches this process too, which has to stay
     arguments = _next_command(listener)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["warmlane", *arguments]

@@ -1,4 +1,4 @@
-"""What tests of webhooks do with a system: register, run a task by hand, and look at its deliveries."""
+"""What tests of webhooks do with a system: register an endpoint, run a task by hand, and look at its deliveries."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ def allowing_gateway(folder: Path) -> Iterator[GatewayProcess]:
 
 @contextlib.asynccontextmanager
 async def system_of(gateway: GatewayProcess) -> AsyncIterator[System]:
-    """A client of *gateway*, and workers that are played by hand; its endpoints are removed afterwards."""
+    """A client of *gateway*; the test plays the workers. The client's endpoints are removed afterwards."""
     link = await NatsLink.connect(gateway.nats.url, name="test")
     async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as http:
         yield System(gateway, link, http)
@@ -90,7 +90,7 @@ async def finish(system: System, task_id: str) -> None:
 
 
 async def run(system: System, **fields: Any) -> str:
-    """A task that was claimed and is done."""
+    """Submits a task, and claims and finishes it by hand; returns its id."""
     task_id = await submit(system, **fields)
     await system.claim(task_id)
     await finish(system, task_id)

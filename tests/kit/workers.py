@@ -1,4 +1,4 @@
-"""A worker with the command line that a user starts one with: `warmlane lane` or `warmlane degraded`."""
+"""A worker, started with a user's command line: `warmlane lane` or `warmlane degraded`."""
 
 import signal
 from pathlib import Path

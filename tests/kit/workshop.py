@@ -26,7 +26,7 @@ MODELS: Final = tuple(CATALOG.models)
 class Workshop:
     """One fork server, one folder of tiny pipelines and one lock folder, for many hosts.
 
-    Unless it is given a fork server, it has a fork of the one that all tests of a run share.
+    Without a fork server of its own, it uses a fork of the one that all tests of a run share.
     """
 
     def __init__(self, folder: Path, fork_server: ForkServer | None = None) -> None:

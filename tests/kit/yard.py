@@ -64,7 +64,7 @@ class Slot:
 class Yard:
     """The fork servers, one that behaves and one that does not, and the folder of the tiny pipelines.
 
-    Both are forks of servers that all tests of a run share, and so is the folder: a yard costs no import of torch.
+    Both are forks of servers that all tests of a run share, as they share the folder: a yard costs no import of torch.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ def rss() -> RssProbe:
 def nvml(*, deadline_s: float = 0.3) -> NvmlProbe:
     """The probe of a card; it looks more often than in production, and gives up sooner.
 
-    Where memory is to fall, give it time: on a busy machine it may look seldom.
+    Where a test waits for memory to fall, give the probe time: on a busy machine it may read seldom.
     """
     probe = NvmlProbe(UUID)
     probe.poll_s, probe.deadline_s = 0.02, deadline_s
