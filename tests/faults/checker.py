@@ -1,7 +1,7 @@
 """History in, violations out: the six invariants of design §4, one function each. Pure.
 
-Times are the server's wherever the server has one. An empty list is a proof for the run that was observed, and only
-for what the history holds: with a gap in it, `check` says so instead.
+Times are the server's wherever the server has one. An empty list is a proof for the observed run, as far as its history
+goes: if the history has a gap, `check` reports the gap.
 """
 
 from collections import defaultdict
@@ -19,12 +19,12 @@ from tests.faults.history import History, HostProcess, Revision
 from tests.faults.refusals import refused_is_refused
 from tests.faults.story import GATEWAY_FAULTS, LIE, LOST, SERVER_FAULTS, STORE_FAULTS, Story, Violation
 
-# A queue's subjects are counted just after the time that the server puts on the answer.
+# The server counts a queue's subjects just after the time that it puts on the answer.
 SAMPLE: Final = timedelta(seconds=0.2)
 # Clocks of processes against the server's, on one machine.
 SKEW: Final = timedelta(seconds=0.25)
 KEYED_TRIES: Final = 16
-# What no fault here can cause: such an end means that something else is broken.
+# No fault here can cause these: such an end means that something else is broken.
 UNEXPECTED: Final = frozenset(
     {
         FailureCode.OUT_OF_MEMORY,
@@ -53,9 +53,9 @@ def one_end(story: Story) -> Iterator[Violation]:
     """1. Every id that a client was given reaches exactly one terminal status, and never leaves it.
 
     So does every other recorded task. Every answer about the end agrees with the record. The reason is true:
-    cancelled by a client, worker_lost after a claim, displaced before one, storage_failed while the store was broken,
-    with the memory that was left noted. And until its first claim, a task is in its queue: its message goes only after
-    its record has moved.
+    cancelled by a client, worker_lost after a claim, displaced before one, storage_failed while the store was broken
+    and with a memory reading from after the cleanup. Until its first claim, a task is in its queue: its message goes
+    only after its record has moved.
     """
     yield from _given_ids_end(story)
     for task_id, life in story.lives.items():
@@ -138,9 +138,9 @@ def _waits_at_first(task: GenerationTask) -> bool:
 def one_video(story: Story) -> Iterator[Violation]:
     """2. At most one video is published for an id; it plays; its sha256 matches the record.
 
-    Read at the end, before a janitor has been there. A video that no record names is a worker's that lost the task:
-    it takes it back itself, unless it was killed or the store was broken; then, and only then, the janitor has to.
-    A key stands for one task: of the ids that are made of it, at most one was not refused.
+    The store is read at the end, before a janitor has run. A video that no record names is from a worker that lost the
+    task. That worker removes it itself; only if the worker was killed or the store was broken, the janitor has to.
+    A key stands for one task: of the ids that are made from it, at most one was not refused.
     """
     for task_id, life in story.lives.items():
         yield from _published(story, task_id, life)
@@ -194,8 +194,8 @@ def _left_to_the_janitor(story: Story, task_id: str, path: str) -> bool:
 def one_owner(story: Story) -> Iterator[Violation]:
     """3. Two workers never both own an id at the same epoch; a worker that lost its lease can change nothing.
 
-    Every step from one revision to the next is one of the table, made at the epoch where the record stood: by its
-    owner, by whoever ends it, or to the next epoch, when its lease was over.
+    Every step from one revision to the next is in the table. Its owner makes it at the same epoch, or the process that
+    ends the task does. A step to the next epoch comes only after the lease was over.
     """
     for task_id, life in story.lives.items():
         attempts = max(revision.task.lost_attempts for revision in life)
@@ -210,7 +210,7 @@ def one_owner(story: Story) -> Iterator[Violation]:
 def _illegal(before: Revision, after: Revision) -> str | None:
     was, now = before.task, after.task
     if was.status.is_terminal:
-        return None  # that is invariant 1's
+        return None  # invariant 1 covers that
     if now.epoch < was.epoch:
         return f"it stood at epoch {was.epoch}, and one of epoch {now.epoch} changed it to {now.status}"
     if now.epoch > was.epoch:
@@ -233,7 +233,7 @@ def _lease_was_over(task: GenerationTask, at: datetime) -> bool:
 
 
 def _targets(status: TaskStatus) -> set[TaskStatus]:
-    """Where one move leads at the same epoch."""
+    """The statuses to which one move leads at the same epoch."""
     return {to for (source, _), to in TRANSITIONS.items() if source is status} - {TaskStatus.PENDING}
 
 
@@ -243,9 +243,9 @@ def _targets(status: TaskStatus) -> set[TaskStatus]:
 def bounded_queue(story: Story) -> Iterator[Violation]:
     """4. DEGRADED never holds more than 25 messages; none is claimed, or still pending, 30 s after it was queued.
 
-    (While a server and a gateway live; else at the first look after their return.) The limit is the run's own. A
-    claim that was stored later is never run. What waits on a lane has moved on by then as well (FR-021 c), though a
-    lane may be the one that takes it.
+    This holds while a server and a gateway live, else from the first look after their return. The limit is the run's
+    own. A claim that was stored later is never run. A task that waits on a lane has moved on by then as well
+    (FR-021 c), though a lane may have claimed it.
     """
     for sample in story.history.queues:
         if sample.stream == DEGRADED and sample.messages > story.limits.depth:
@@ -280,7 +280,7 @@ def _not_pending_late(
     left = next((item for item in life if item.sequence > waited[-1].sequence), None)
     late_s = timedelta(seconds=story.limits.late_s)
     if left is None:
-        return  # it never ended: that is invariant 1's
+        return  # it never ended: invariant 1 covers that
     if left.at <= due_at + late_s:
         return
     outages = story.faults((*SERVER_FAULTS, *GATEWAY_FAULTS), waited[0].at, left.at)
@@ -297,9 +297,9 @@ def one_pipeline(story: Story) -> Iterator[Violation]:
     """5. At most one process holds a GPU's lock; at most one heavy pipeline is resident there; no load begins before
     the last release is verified.
 
-    A process that maps a model's weights has the lock of one slot, by the kernel's word, and maps one model. Two
-    samples in a row must agree, since a look at several processes is not a look at one moment. Every receipt of a
-    task that ran is a proof.
+    According to the kernel, a process that maps a model's weights has the lock of one slot, and maps one model. Only
+    what two samples in a row show counts, since a look at several processes is not a look at one moment. The swap
+    receipt of every task that is done must be a proof.
     """
     reported = set()
     for before, after in pairwise(story.history.hosts):

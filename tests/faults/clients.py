@@ -40,9 +40,10 @@ class Wish(Struct, frozen=True, kw_only=True):
 
 
 def wishes(seed: int, *, seconds: float, rate: float) -> list[Wish]:
-    """*rate* a second at random moments; the same for the same seed, but for the keys, which no run may share."""
+    """*rate* wishes a second at random moments. The same seed gives the same ones, but for the keys, which no two runs
+    may share."""
     dice = random.Random(f"wishes {seed}")
-    classes = random.Random(f"classes {seed}")  # of their own: whatever else a seed decides stays as it was
+    classes = random.Random(f"classes {seed}")  # a generator of its own: all else that a seed decides stays the same
     run = uuid.uuid4().hex[:8]
     found: list[Wish] = []
     at_s = dice.expovariate(rate)
@@ -80,7 +81,7 @@ class Clients:
         self.calls: list[Call] = []
 
     async def run(self, wanted: list[Wish]) -> None:
-        """Sends each wish at its time, whatever becomes of those before; returns when the last client is done."""
+        """Sends each wish at its time, whatever becomes of the earlier ones; returns when the last client is done."""
         begun_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for wish in wanted:
@@ -88,7 +89,7 @@ class Clients:
                 group.create_task(self._fulfil(wish))
 
     async def look(self) -> None:
-        """Asks every gateway for every task, when all is over."""
+        """Asks every gateway for every task, at the end of the run."""
         for name, url in self._gateways:
             cursor: str | None = None
             while True:
@@ -129,8 +130,8 @@ class Clients:
             await self._follow(wish, task_id)
 
     async def _submit(self, wish: Wish) -> str | None:
-        """The id that the client got, if any. A key makes every retry safe; without one, only a request that was not
-        sent."""
+        """The id that the client got, if any. A key makes every retry safe. Without a key, only the retry of a request
+        that was not sent is safe."""
         body: dict[str, Any] = {"model": wish.model, "prompt": f"request {wish.number}"}
         if wish.image:
             body["image"] = _PICTURE

@@ -1,4 +1,4 @@
-"""Whether the receiver of a run was told of every end, and of nothing else (invariant 7 of design §4)."""
+"""Whether the receiver of a run got the end of every task, and nothing else (invariant 7 of design §4)."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -13,20 +13,20 @@ ENDS: Final = {TaskStatus.DONE: "task.done", TaskStatus.FAILED: "task.failed"}
 
 
 def is_owed(task: GenerationTask) -> bool:
-    """Whether somebody is to be told how *task* ended: it did, and its caller may know of it."""
+    """Whether the receiver must get the end of *task*: the task has ended, and its caller may know of it."""
     return task.status in ENDS and (task.promised or not task.was_refused)
 
 
 def missing(tasks: Sequence[GenerationTask], delivered: Sequence[Delivered]) -> list[str]:
-    """Those of *tasks* that ended, and whose end has not come yet."""
+    """Those of *tasks* that ended, and whose end was not delivered yet."""
     came = {(each.task_id, each.type) for each in delivered}
     return [task.id for task in tasks if is_owed(task) and (task.id, ENDS[task.status]) not in came]
 
 
 def delivered_what_ended(story: Story) -> Iterator[Violation]:
-    """7. A receiver is told the end of every task that ended, the one that it had, under one id, and of no other task.
+    """7. For every task that ended, the receiver gets the end that it had, under one id. It gets no other task's end.
 
-    Not of tasks of which the server lost something: what was told of them may have been lost.
+    Tasks of which the server lost something are left out: their deliveries may have been lost with it.
     """
     if story.history.delivered is None:
         return

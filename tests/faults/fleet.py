@@ -35,7 +35,7 @@ from tests.kit.small_disk import SmallDisk, mount, unmount
 from tests.kit.support import NO_TLS, as_admin, clean_environment, command_line, eventually, free_port, is_running
 
 LANES: Final = ("anisora", "phr00t")
-# A model that wants no lane: its requests are the steady load of the degraded worker.
+# A model without a lane: its requests are the steady load of the degraded worker.
 LANELESS: Final = "sketch"
 GATEWAYS: Final = ("gateway-a", "gateway-b")
 DEGRADED_WORKERS: Final = ("degraded-0", "degraded-1")
@@ -44,11 +44,11 @@ SLOTS: Final = ("cpu-0", "cpu-1", DEGRADED_SLOT)
 KEEP: Final = "1h"
 WEBHOOKS: Final = ("--webhooks-allow", "127.0.0.0/8")
 WATCHED_HISTORY: Final = 16
-# For some 8,000 tasks with all their revisions.
+# Room for some 8,000 tasks with all their revisions.
 NATS_DISK_MIB: Final = 256
 STEP_SECONDS: Final = "0.03"
 WATCH_S: Final = 0.3
-# A process that ended by itself is started again after this time, as any service manager would do it.
+# The fleet restarts a process that ended by itself after this time, as any service manager would.
 REVIVE_S: Final = 1.0
 WINDOWS: Final = {
     "wait_limit_s": 6.0,
@@ -90,7 +90,7 @@ def small_settings(folder: Path) -> Path:
 
 
 class Member:
-    """One process that is started again whenever it ends by itself, until it is held down or stopped."""
+    """One process, which the fleet restarts whenever it ends by itself, until a fault kills or stops it."""
 
     def __init__(self, name: str, command: list[str], log_file: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -120,7 +120,7 @@ class Member:
                 )
 
     def look(self, now_s: float) -> None:
-        """Starts it again some time after it ended by itself."""
+        """Restarts it some time after it ended by itself."""
         if not self._wanted or self.pid is not None:
             return
         if self._ended_s is None:
@@ -153,16 +153,16 @@ class Member:
 
 
 class Fleet:
-    """nats-server, two gateways, the supervisor with a lane of two models, a degraded worker and its standby."""
+    """nats-server, two gateways, a supervisor with one lane for each of two models, a degraded worker and a standby."""
 
     def __init__(self, folder: Path, *, plant: str | None = None, environment: Mapping[str, str] | None = None) -> None:
-        """With *plant*, every Warmlane process has that bug of `tests.faults.planted`, and *environment* besides."""
-        # as much as the disk below has, of which a tenth is kept back
+        """Every Warmlane process has the bug *plant* of `tests.faults.planted`, if there is one, and *environment*."""
+        # the size of the disk below, of which a tenth is kept back
         self._environment = {"WARMLANE_NATS_STORAGE": f"{NATS_DISK_MIB}MB"} | dict(environment or {})
         self.data_dir = folder / "data"
         nats_store = self.data_dir / "nats"
         self.nats_disk = SmallDisk(nats_store) if mount(nats_store, mib=NATS_DISK_MIB) else None
-        """What nats-server stores on; None where no file system of its own can be mounted."""
+        """The disk on which nats-server stores; None where no file system of its own can be mounted."""
         self.refusals = Refusals()
         self._logs = self.data_dir / "logs"
         self._logs.mkdir()
@@ -185,7 +185,7 @@ class Fleet:
             self._add(name, "degraded", "--name", name, "--slot", DEGRADED_SLOT, "--step-seconds", STEP_SECONDS)
 
     async def start(self) -> None:
-        """Starts everything; returns when all lanes are warm and somebody leads."""
+        """Starts everything; returns when all lanes are warm and a degraded worker leads."""
         self.nats.start()
         await eventually(self._nats_answers)
         link = await NatsLink.connect(self.nats_url, name="chaos-provision")
@@ -202,7 +202,7 @@ class Fleet:
         return self.data_dir / "nats" / "jetstream"
 
     async def recreate(self, bucket: str) -> None:
-        """`nats stream rm KV_…` and `warmlane provision`. Raises TransportUnavailable; then it may lack the bucket."""
+        """`nats stream rm KV_…` and `warmlane provision`. After TransportUnavailable the bucket may be missing."""
         link = await NatsLink.connect(self.nats_url, name="chaos-recreate")
         try:
             with translated(bucket), contextlib.suppress(nats.js.errors.NotFoundError):
@@ -214,14 +214,14 @@ class Fleet:
             await link.close()
 
     async def keep(self) -> None:
-        """Starts again what ended by itself, until cancelled."""
+        """Restarts members that ended by themselves, until cancelled."""
         while True:
             for member in self.members.values():
                 member.look(time.monotonic())
             await asyncio.sleep(WATCH_S)
 
     async def is_ready(self) -> bool:
-        """Whether both gateways say that all lanes are warm, and that somebody serves the model without one."""
+        """Whether both gateways report that all lanes are warm, and that they are ready for the model without one."""
         async with httpx.AsyncClient(timeout=5, verify=NO_TLS) as http:
             for url in self.urls.values():
                 try:
@@ -233,7 +233,7 @@ class Fleet:
         return True
 
     async def keep_store(self) -> None:
-        """Does for the server what `warmlane up` does for its own, until cancelled."""
+        """Keeps the server's store as `warmlane up` does for its own server, until cancelled."""
         link = await NatsLink.connect(self.nats_url, name="chaos-keeper")
         try:
             await learn_refusals(link, self.refusals)
@@ -242,7 +242,7 @@ class Fleet:
             await link.close()
 
     async def _restart_nats(self) -> None:
-        if self.nats.pid is not None:  # or another fault has it down just now
+        if self.nats.pid is not None:  # else another fault has it down just now
             self.nats.ask_to_end()
             await self.nats.ended(within_s=10)
             self.nats.start()

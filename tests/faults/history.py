@@ -61,7 +61,7 @@ FaultKind = Literal[
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What the invariants are judged by. *late_s* is how late somebody may look at a task, or nobody does."""
+    """The limits of the invariants. *late_s* is how late a gateway may look at a task; later counts as never."""
 
     wait_limit_s: float
     attempts: int
@@ -73,8 +73,8 @@ class Call(Struct, frozen=True, kw_only=True):
     """One HTTP call of a client, and its answer.
 
     *request* numbers what a client wants; retries with the same *key* share it. *status* is None where no answer came:
-    *sent* says whether anybody may have read the call. *task_id* is the task that the answer named, if any. A
-    `look` is what a gateway said of a task when all was over.
+    *sent* then says whether a gateway may have read the call. *task_id* is the task that the answer named, if any. A
+    `look` is what a gateway answered about a task at the end of the run.
     """
 
     request: int
@@ -92,7 +92,7 @@ class Call(Struct, frozen=True, kw_only=True):
 
 
 class Revision(Struct, frozen=True, kw_only=True):
-    """A record as it was stored: the stream sequence and the server's time of it."""
+    """A record as stored, with its stream sequence and the server's time."""
 
     sequence: int
     at: datetime
@@ -118,7 +118,7 @@ class HostProcess(Struct, frozen=True, kw_only=True):
 
 
 class HostSample(Struct, frozen=True, kw_only=True):
-    """Every pipeline host at *at*, and who the kernel says holds each slot's lock."""
+    """Every pipeline host at *at*, and the holder of each slot's lock according to the kernel."""
 
     at: datetime
     holders: dict[str, int]
@@ -134,10 +134,10 @@ class Term(Struct, frozen=True, kw_only=True):
 
 
 class Fault(Struct, frozen=True, kw_only=True):
-    """What was done to whom, from *at* to *until* (for a kill: until it was started again, as far as we did it).
+    """What was done to which target, from *at* to *until* (for a kill: until the injector restarted it, if it did).
 
-    *workers* are the workers that were killed with it: they could not tidy up. What the server had stored from
-    *lost_since* until then is lost.
+    *workers* are the workers that the fault killed: they could not clean up. What the server stored from *lost_since*
+    to *until* is lost.
     """
 
     kind: FaultKind
@@ -149,7 +149,7 @@ class Fault(Struct, frozen=True, kw_only=True):
 
 
 class Artifact(Struct, frozen=True, kw_only=True):
-    """A file of the store. *frames* is how many a decoder got out of it; 0 when it does not play."""
+    """A file of the store. *frames* is the number of frames that a decoder read; 0 when it does not play."""
 
     path: str
     bytes: int
@@ -168,8 +168,8 @@ class Delivered(Struct, frozen=True):
 class History(Struct, frozen=True, kw_only=True):
     """All that was observed. *gaps* says in words what the watcher missed: with a gap, nothing is proven.
 
-    *lost* are revisions that the server had stored and lost again. *missed* are the tasks whose record the watch of a
-    gateway did not bring, and its slow look found. *delivered* is what a receiver was sent; None where there was none.
+    *lost* are revisions that the server had stored and lost again. *missed* are the tasks whose record a gateway's
+    watch did not bring, and its slow look found. *delivered* is what the receiver was sent; None without a receiver.
     """
 
     seed: int
@@ -190,9 +190,9 @@ class History(Struct, frozen=True, kw_only=True):
 class Watcher:
     """Reads every revision of every record, and samples the work streams, on a link of its own.
 
-    It asks for one stream sequence after the other, so it misses nothing while it or the server is away, unless more
-    than 16 revisions of one task are stored before it comes back (the bucket's history): then a sequence is gone, and
-    `gaps` says so. So it does when the server has fewer messages than before.
+    It asks for one stream sequence after the other, so it misses nothing while it or the server is away. Only if more
+    than 16 revisions of one task are stored before it comes back (the bucket's history), a sequence is gone, and `gaps`
+    says so. `gaps` also says so when the server's last sequence went back.
     """
 
     def __init__(self, link: NatsLink, streams: Sequence[str]) -> None:
@@ -220,7 +220,7 @@ class Watcher:
         losses = self._losses
         last = await self._last(self._link)
         if losses != self._losses:
-            return  # it was of before
+            return  # the answer is from before the loss
         if last < self._next - 1:
             self.gaps.append(f"the server went back from revision {self._next - 1} to {last}")
         await self._read_to(last, losses, self._link)
@@ -228,10 +228,10 @@ class Watcher:
     async def went_back(self, since: datetime, had: Path) -> None:
         """The server, which is down now, starts again without what it stored from *since* on; *had* has all of it.
 
-        *had* is a folder that nats-server can be started on. What was not read in time is read there: a busy machine
-        stores faster than the watcher reads, and a task that is lost unseen would seem never to have been.
+        *had* is a folder that nats-server can be started on. The watcher reads there what it had not read in time: a
+        busy machine stores faster than it reads, and a task that is lost unseen would seem never to have existed.
         """
-        self._losses += 1  # what the server answered last is no longer awaited
+        self._losses += 1  # answers that are still on their way no longer count
         server = NatsServer(had)
         await asyncio.to_thread(server.start)
         link = await NatsLink.connect(server.url, name="chaos-lost")
@@ -280,7 +280,7 @@ class Watcher:
         while self._next <= last:
             await self._read(self._next, losses, link)
             if losses != self._losses:
-                return  # it was of before
+                return  # the answer is from before the loss
             self._next += 1
 
     async def _read(self, sequence: int, losses: int, link: NatsLink) -> None:
@@ -348,7 +348,7 @@ class HostWatcher:
         except OSError:
             return None
         models = {line.split(self._models, 1)[1].split("/", 1)[0] for line in maps.splitlines() if self._models in line}
-        if not models and slot is None:  # a fork server, or a host of somebody else
+        if not models and slot is None:  # a fork server, or a host of another system
             return None
         return HostProcess(pid=pid, started=started, slot=slot, models=tuple(sorted(models)))
 
@@ -392,7 +392,7 @@ def read_store(folder: Path) -> tuple[Artifact, ...]:
 
 
 def frames_of(path: Path) -> int:
-    """How many frames a decoder gets out of the video; 0 when it is none."""
+    """How many frames a decoder reads from the video; 0 when the file is no video."""
     try:
         with av.open(str(path)) as container:
             return sum(1 for _ in container.decode(video=0))

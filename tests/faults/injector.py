@@ -1,4 +1,4 @@
-"""Faults: which, when and to whom, from a seed (`plan`, pure), and doing them (`Injector`)."""
+"""Faults: a seed decides which, when and to which target (`plan`, pure); `Injector` does them."""
 
 import asyncio
 import contextlib
@@ -36,22 +36,23 @@ from tests.kit.behind import js_of
 from tests.kit.support import eventually
 
 ALL_KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
-# Not the records: without them nothing that came before is proven any more. Others lose those.
+# Not the bucket of records: without it nothing from before could be proven. Other faults lose records.
 BUCKETS: Final = (LANES_BUCKET, SLOTS_BUCKET, LEADER, CONTROL, FALLBACKS, COLD_STARTS)
-# No fault before this, and none that begins so shortly before the end.
+# No fault begins within this time of the start or of the end of a run.
 QUIET_S: Final = 2.0
 # How long the injector waits for a target that does not exist at the moment.
 AWAITED_S: Final = 10.0
-# After this time a server whose disk has room again was restarted, even if another restart had come just before.
+# By then the keeper has restarted a server whose disk has room again, even if another restart came just before.
 TAKES_WRITES_WITHIN_S: Final = 60.0
 EVERY: Final = "*"
 CONSUMERS: Final = (
-    # those of all who follow a bucket
+    # the consumers of all watches of a bucket
     *((bucket_stream(bucket), EVERY) for bucket in (TASKS, LANES_BUCKET, SLOTS_BUCKET, LEADER, CONTROL, COLD_STARTS)),
     *((lane_stream(model), WORK_CONSUMER) for model in LANES),
     (DEGRADED, WORK_CONSUMER),
 )
-# How long it lasts, in seconds: for a kill, the time until we start it again. Workers are stopped past their lease.
+# How long a fault lasts, in seconds; for a kill, the time until the injector restarts the process. Workers are stopped
+# for longer than their lease.
 LASTS_S: Final[dict[FaultKind, tuple[float, float]]] = {
     "kill-gateway": (0.2, 3.0),
     "stop-gateway": (1.0, 5.0),
@@ -79,7 +80,7 @@ LASTS_S: Final[dict[FaultKind, tuple[float, float]]] = {
 
 
 class Planned(Struct, frozen=True, kw_only=True):
-    """A fault to come: *pick*, from 0 to 1, chooses among the targets that are there by then."""
+    """A fault to come. *pick*, from 0 to 1, chooses among the targets that exist by then."""
 
     at_s: float
     kind: FaultKind
@@ -113,11 +114,11 @@ class Injector:
         self._hosts = hosts
         self.faults: list[Fault] = []
         self.skipped: list[Planned] = []
-        # a server that is started while its store is put back would have two
+        # a server that started while its store is being replaced would have two stores
         self._nats_turn = asyncio.Lock()
 
     async def run(self, planned: Sequence[Planned]) -> None:
-        """Does all of it; returns when the last one is undone."""
+        """Does all that is *planned*; returns when the last fault is undone."""
         begun_s = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for fault in planned:
@@ -221,7 +222,8 @@ class Injector:
         self._note(planned, "store", at)
 
     async def _fill_disk(self, planned: Planned) -> None:
-        """Until every stream takes writes again: `ops/nats/store_keeper.py` restarts the server when there is room."""
+        """The fault lasts until every stream accepts writes again: `ops/nats/store_keeper.py` restarts the server when
+        there is room."""
         disk, at = self._fleet.nats_disk, datetime.now(UTC)
         if disk is None:
             self.skipped.append(planned)
@@ -231,7 +233,7 @@ class Injector:
             await asyncio.sleep(planned.for_s)
         finally:
             await asyncio.to_thread(disk.empty)
-        await asyncio.sleep(REFUSES_AFTER_S + HEARD_S)  # by then, whoever was refused has said so
+        await asyncio.sleep(REFUSES_AFTER_S + HEARD_S)  # by then every process that was refused has reported it
         with contextlib.suppress(AssertionError):
             await eventually(self._takes_writes, within_s=TAKES_WRITES_WITHIN_S)
         self._note(planned, "nats", at)
@@ -246,10 +248,10 @@ class Injector:
             every = await js_of(self._link).consumers_info(stream) if consumer == EVERY else []
             for name in [info.name for info in every] or [consumer]:
                 await js_of(self._link).delete_consumer(stream, name)
-        except (nats.errors.Error, TimeoutError):  # the server is away, or nobody has made it anew yet
+        except (nats.errors.Error, TimeoutError):  # the server is away, or the consumer was not made anew yet
             self.skipped.append(planned)
             return
-        # a fetch that waits hears of it at once, the next one comes within 2 s
+        # the server ends a waiting fetch at once, and the next fetch comes within 2 s
         await asyncio.sleep(FETCH_TIMEOUT_S)
         self._note(planned, f"{stream}/{consumer}", at)
 
@@ -259,7 +261,7 @@ class Injector:
         self._note(planned, "scratch", at)
 
     async def _lose_tail(self, planned: Planned) -> None:
-        """A power cut: kill -9, and of what came in the last seconds nothing is on the disk."""
+        """A power cut: kill -9, and nothing that came in the last seconds is on the disk."""
         nats, store = self._fleet.nats, self._fleet.nats_store
         copy, had = self._fleet.data_dir / "nats-copy", self._fleet.data_dir / "nats-had"
         since = datetime.now(UTC)

@@ -1,7 +1,7 @@
 """`warmlane` with a bug planted: `python -m tests.faults.planted PLANT ROLE …`, for one process and all that it starts.
 
-Each replaces one rule of the protocol (design §4, §7) by what somebody might have written in its place. The checker has
-to find every one of them; `PLANTED` says with which seed and faults it did, and which invariant caught it.
+Each bug replaces one rule of the protocol (design §4, §7) by what a developer might have written in its place. The
+checker has to find every one of them; `PLANTED` says with which seed and faults it did, and which invariant caught it.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.faults.fleet import planted_command
 from tests.faults.history import FaultKind
 
 FORK_SERVER: Final = "forkserver"
-# One claim in so many dies between its ack and its compare-and-set.
+# In one of this many claims the worker dies between its ack and its compare-and-set.
 DIES_ONCE_IN: Final = 5
 
 
@@ -40,17 +40,17 @@ class Plant(Struct, frozen=True, kw_only=True):
     seed: int
     seconds: float
     or_rule: int | None = None
-    """Another invariant that shows it as well, where the machine is slow."""
+    """Another invariant that the bug may break instead on a slow machine."""
     faults: tuple[FaultKind, ...] = ()
     lasts_s: float | None = None
-    """How long each fault lasts, where not as long as the seed says."""
+    """How long each fault lasts; None: as long as the seed says."""
     tasks_per_s: float = 8.0
     lanes_off: bool = False
     """Whether an operator sends every request to the degraded worker."""
 
 
 def ack_before_cas() -> None:
-    """The message is acked before the claim is stored; now and then the worker dies in between."""
+    """A worker acks the message before its claim is stored. Now and then it dies in between."""
     from lane_worker.runtime.loop import WorkLoop
 
     serve = WorkLoop._serve
@@ -69,7 +69,7 @@ def video_before_cas() -> None:
     from lane_worker.runtime.settling import Settlement
 
     async def keep(self: Settlement, record: object) -> None:
-        """Leaves it where it is."""
+        """Leaves the video where it is."""
 
     _replace(Settlement, "discard_video", keep)
 
@@ -113,7 +113,7 @@ def _forget(status: TaskStatus) -> None:
 
 
 def slot_without_proof() -> None:
-    """What was released is taken to be gone."""
+    """A worker takes released memory to be free, without a proof."""
     from lane_worker.residence.proof import Given, Proof, Prover
 
     async def believe(self: Prover, given: Given, *, is_used: bool) -> Proof:
@@ -123,7 +123,7 @@ def slot_without_proof() -> None:
 
 
 def slot_without_lock() -> None:
-    """The lock file of a slot is opened, and not locked."""
+    """A process opens the lock file of a slot, and does not lock it."""
     from lane_worker.forking import slot
 
     def open_only(path: Path) -> int:
@@ -133,7 +133,7 @@ def slot_without_lock() -> None:
 
 
 def refused_and_run() -> None:
-    """What the degraded queue refuses is queued for the lane all the same; its caller is answered 503."""
+    """A gateway queues a task that the degraded queue refuses for the lane all the same, and answers its caller 503."""
     from gateway.placing.queueing import Queueing
 
     publish = Queueing.publish
@@ -181,7 +181,7 @@ PLANTED: Final[dict[str, Plant]] = {
         bug="no gateway looks at a task that waits",
         plant=waiting_forgotten,
         rule=4,
-        or_rule=1,  # the worker ends it late, or is not back before the run ends, and nobody does
+        or_rule=1,  # the worker ends the task late, or never, if it is not back before the run ends
         seed=1,
         seconds=8,
         faults=("stop-host",),
@@ -211,7 +211,7 @@ PLANTED: Final[dict[str, Plant]] = {
 
 
 def main() -> None:
-    """Plants the bug here, sees to it that what is started from here has it as well, and runs the command."""
+    """Plants the bug in this process and in those that it starts, and runs the command."""
     name, role, *rest = sys.argv[1:]
     PLANTED[name].plant()
     _replace(lane_providers, "warmlane_command", lambda *arguments: [*planted_command(name), *arguments])
@@ -230,7 +230,7 @@ def main() -> None:
 
 
 def _replace(place: object, name: str, replacement: Any) -> None:
-    original = getattr(place, name)  # AttributeError where the product has moved on: then the plant has to follow
+    original = getattr(place, name)  # AttributeError where the product has changed: then the plant has to follow
     setattr(place, name, wraps(original)(replacement))
 
 

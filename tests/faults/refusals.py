@@ -17,7 +17,7 @@ def refused_is_refused(story: Story) -> Iterator[Violation]:
 
     Refused at the door (a full queue, a wrong field): no record at all. Refused after a wait: its record failed and
     was never claimed. Refused for its image: the same. A refused image is gone, unless the store or a gateway was
-    broken meanwhile. And no record is there that nobody asked for.
+    broken meanwhile. And there is no record that no client asked for.
     """
     calls = defaultdict(list)
     for call in story.history.calls:
@@ -43,7 +43,7 @@ def refused_is_refused(story: Story) -> Iterator[Violation]:
 
 
 def request_of(task: GenerationTask) -> int:
-    """The number of the request that *task* was made of; clients write it into the prompt. -1 if there is none."""
+    """The number of the request from which *task* was made; clients write it into the prompt. -1 if there is none."""
     word = task.parameters.prompt.rsplit(" ", 1)[-1]
     return int(word) if word.isdigit() else -1
 

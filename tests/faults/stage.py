@@ -37,14 +37,15 @@ from tests.kit.fake_nvml import GIB, UUID, FakeNvml, fake_nvml
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.support import KEEP_S, ROGUE_HOST, eventually, fork_server_at, is_running, settings_file
 
-# How the memory of the slot is read: resident memory, a card, a card without NVML, one whose NVML fails from the start.
+# How the memory of the slot is read: resident set size, a card, a card without NVML, a card whose NVML fails from the
+# start.
 ProbeName = Literal["rss", "nvml", "missing", "failing"]
 INIT_ERRORS: Final = {"missing": pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "failing": pynvml.NVML_ERROR_UNKNOWN}
 SMALL: Final = {"num_frames": 9, "width": 32, "height": 32}
 
 
 class CountingForkServer(ForkServer):
-    """Knows every host that it forked, however that was stopped, and whether it still runs."""
+    """Keeps every host that it forked, however the host was stopped, and knows which of them still run."""
 
     def __init__(self) -> None:
         super().__init__(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
@@ -61,7 +62,7 @@ class CountingForkServer(ForkServer):
 
 
 class Stage:
-    """One worker at a time serves; `serve` says which."""
+    """One worker at a time serves; `serve` chooses it."""
 
     def __init__(self, system: System, catalog: Catalog, folder: Path, card: FakeNvml, lines: list[Any]) -> None:
         self.card = card
@@ -74,8 +75,8 @@ class Stage:
         self._measures: MemoryProbe | None = None
 
     async def serve(self, probe: ProbeName, *, deadline_s: float) -> None:
-        """A worker with *probe* leads, and has run a task of anisora if it can. The one before has left. It gives up
-        after *deadline_s* where memory stays in use."""
+        """Returns when a worker with *probe* leads, and has run a task of anisora if it can. The worker before it has
+        left. The probe gives up after *deadline_s* where memory stays in use."""
         await self._serve(probe)
         if self._measures is not None:
             self._measures.deadline_s = deadline_s
@@ -93,7 +94,7 @@ class Stage:
             assert (await self.ended(await self.submit("anisora"))).status is TaskStatus.DONE
 
     async def leave(self) -> None:
-        """The worker leaves, and with it every process of its own."""
+        """The worker leaves, and all its processes with it."""
         if self._serving is not None:
             self._stop.set()
             await asyncio.wait_for(self._serving[1], 60)
@@ -110,7 +111,7 @@ class Stage:
             return DegradedWorker(setup)
 
     def _probe(self, name: ProbeName) -> MemoryProbe | None:
-        """The product's own; it looks more often."""
+        """The product's own probe, which reads more often here."""
         self.card.set(used_bytes=GIB, init_error=INIT_ERRORS.get(name, pynvml.NVML_SUCCESS))
         probe = RssProbe() if name == "rss" else probe_for(UUID)
         if probe is not None:
@@ -126,7 +127,7 @@ class Stage:
         return str(answer.json()["id"])
 
     async def cancel(self, task_id: str) -> None:
-        """Once it has made a step."""
+        """Cancels the task, once it has made a step."""
 
         async def runs() -> bool:
             task, _ = await self._system.record(task_id)
@@ -149,7 +150,7 @@ class Stage:
         return task
 
     async def no_place_is_taken(self) -> None:
-        """Returns when the degraded queue is empty, long before the server would drop what is in it for its age."""
+        """Returns when the degraded queue is empty, long before its messages would expire."""
 
         async def look() -> bool:
             return await self._system.depth() == 0
@@ -157,7 +158,7 @@ class Stage:
         await eventually(look, within_s=8)
 
     def events(self, task_id: str) -> list[str]:
-        """What the worker logged of the task, in this order."""
+        """The events that the worker logged of the task, in order."""
         return [line["event"] for line in self._lines if line.get("task_id") == task_id]
 
     @property
@@ -175,7 +176,8 @@ class Stage:
         return [line for line in self._lines if sought.items() <= line.items()]
 
     async def slot_becomes(self, state: SlotState) -> None:
-        """Returns once the slot is shown in *state*, and nothing runs but the host that holds its lock, if any may."""
+        """Returns once KV `slots` shows the slot in *state*, and no host runs but the one that holds its lock. On a
+        quarantined slot no host may run."""
         lock = lock_path(self._folder / "locks", self.slot)
 
         async def look() -> tuple[SlotState | None, list[int], bool]:
@@ -222,7 +224,7 @@ def is_locked(path: Path) -> bool:
 
 @asynccontextmanager
 async def staged(folder: Path) -> AsyncIterator[Stage]:
-    """A server and a gateway, with models that misbehave when they are loaded, and nobody who serves yet."""
+    """A server and a gateway, with models that misbehave when they are loaded. No worker serves yet."""
     gateway = GatewayProcess(folder)
     gateway.nats.start()
     try:

@@ -13,7 +13,7 @@ STORE_MIB: Final = 32
 class Store:
     """The folder of the artifacts: a small file system of its own where that can be mounted (root, Linux).
 
-    Then it can be full, and read-only. Otherwise a file takes the place of the folder of videos, for both.
+    Then it can be full, or read-only. Otherwise, in both cases, a file takes the place of the folder of videos.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,24 +24,24 @@ class Store:
 
     @property
     def is_mounted(self) -> bool:
-        """Whether it is a file system of its own."""
+        """Whether the folder is a file system of its own."""
         return self._disk is not None
 
     def fill(self) -> None:
-        """Nothing fits any more."""
+        """Fills the folder until nothing fits any more."""
         if self._disk is None:
             self.deny()
         else:
             self._disk.fill()
 
     def empty(self) -> None:
-        """As before `fill`."""
+        """Undoes `fill`."""
         if self._disk is not None:
             self._disk.empty()
         self.allow()
 
     def deny(self) -> None:
-        """Nothing can be written."""
+        """Lets no process write any more."""
         if self.is_mounted:
             self._remount("ro")
         elif not self._aside.exists():
@@ -49,7 +49,7 @@ class Store:
             (self.folder / "videos").write_bytes(b"")
 
     def allow(self) -> None:
-        """As before `deny`."""
+        """Undoes `deny`."""
         if self.is_mounted:
             self._remount("rw")
         elif self._aside.exists():
@@ -62,7 +62,7 @@ class Store:
             self._disk = None
 
     def _remount(self, how: str) -> None:
-        # refused (EBUSY) for as long as some file is open for writing
+        # the kernel refuses this (EBUSY) as long as a file is open for writing
         deadline_s = time.monotonic() + 5
         while subprocess.run(["mount", "-o", f"remount,{how}", str(self.folder)], capture_output=True).returncode:
             if time.monotonic() > deadline_s:

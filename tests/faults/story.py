@@ -1,4 +1,4 @@
-"""A history, told by task: what the invariants ask of it."""
+"""A history by task, with what the invariants need to know of it."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Violation(Struct, frozen=True, order=True):
 
     @property
     def of_all(self) -> bool:
-        """Whether this is promised of every task, even of one of which the server lost something."""
+        """Whether this must hold for every task, even for one of which the server lost something."""
         return self.text.startswith((LOST, LIE))
 
 
@@ -65,10 +65,11 @@ class Story:
 
     @cached_property
     def torn(self) -> frozenset[str]:
-        """The tasks of which the server lost something, or may have: a revision of each was stored in the time that is
-        lost, or so soon after it that the move of which it is a part had begun before.
+        """The tasks of which the server lost something, or may have: a revision of each was stored in the lost time, or
+        so soon after it that its move had begun before.
 
-        What was seen of them is not promised: they may run twice, lack a message or a video, or be gone. They end.
+        Nothing that was seen of them is guaranteed: they may run twice, lack a message or a video, or be gone. But they
+        end.
         """
         every = (*self.history.revisions, *self.history.lost)
         return frozenset(
@@ -80,8 +81,8 @@ class Story:
         )
 
     def may_be_lost(self, at: datetime) -> bool:
-        """Whether an answer at *at* may be about something that was lost since, or came before the gateway had
-        noticed."""
+        """Whether an answer at *at* may be about something that the server has lost since, or came before the gateway
+        had noticed a loss."""
         return any(
             fault.lost_since <= at <= fault.until + NOTICED
             for fault in self.history.faults
@@ -93,7 +94,7 @@ class Story:
         return life[-1].task if life else None
 
     def faults(self, kinds: Sequence[str], since: datetime, until: datetime) -> list[Fault]:
-        """Those of *kinds* that lasted into the time from *since* to *until*."""
+        """The faults of *kinds* that overlap the time from *since* to *until*."""
         return [
             fault for fault in self.history.faults if fault.kind in kinds and fault.at <= until and fault.until >= since
         ]

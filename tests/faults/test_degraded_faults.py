@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("rogue_forks")
 
 DOCUMENT: Final = Path(__file__).parents[2] / "docs" / "reliability" / "faults.md"
 NEXT_MODEL: Final = "anisora"
-"""It is resident when a fault begins, and it is what runs afterwards."""
+"""The model that is resident when a fault begins, and that runs afterwards."""
 
 
 class Row(Struct, frozen=True):
@@ -33,7 +33,7 @@ class Row(Struct, frozen=True):
 
 
 class Fault(Struct, frozen=True, kw_only=True):
-    """How it is planted, and what the log then says: the outcome of each try, and why a swap killed the host."""
+    """How a fault is planted, and what the log then says: the outcome of each try, and why a swap killed the host."""
 
     outcomes: tuple[str, ...]
     killed_because: str = ""
@@ -113,7 +113,7 @@ def test_every_fault_has_one_row() -> None:
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.fault)
 async def test_fault(stage: Stage, row: Row) -> None:
     fault = FAULTS[row.fault]
-    # a figure that falls with each look needs time for them; what stays is waited for in vain
+    # a figure that falls with each read needs time for the reads; memory that stays in use needs no wait
     await stage.serve(fault.probe, deadline_s=60 if "fall_bytes" in fault.figures else 0.5)
     stage.card.set(**({"used_bytes": GIB} | dict(fault.figures)))
     task_id = await stage.submit(fault.model, fault.prompt or "a lighthouse")
@@ -126,7 +126,7 @@ async def test_fault(stage: Stage, row: Row) -> None:
     task = await stage.ended(task_id)
     await stage.no_place_is_taken()  # however it ended
     events = stage.events(task_id)
-    if "task_failed" in events:  # the worker itself gave it up: it had cleaned up before
+    if "task_failed" in events:  # the worker itself ended the task: it had cleaned up before
         assert "memory_after_cleanup" in events[: events.index("task_failed")]
     cleanups = stage.cleanups(task_id)
     assert tuple(outcome for _, outcome in cleanups) == fault.outcomes
@@ -155,7 +155,7 @@ def outcome_of(task: GenerationTask) -> str:
 
 
 def retried(task: GenerationTask, attempts: list[int]) -> str:
-    """As the document calls it; *attempts* has an entry for each try."""
+    """How the task was retried, in the words of the document; *attempts* has an entry for each try."""
     match attempts:
         case []:
             return "no"
@@ -169,7 +169,7 @@ def retried(task: GenerationTask, attempts: list[int]) -> str:
 
 
 def slot_before(swap: SwapReceipt | None) -> str:
-    """In which state the swap to the next model found the slot, as the document calls it."""
+    """The state in which the swap to the next model found the slot, in the words of the document."""
     assert swap is not None
     match (swap.released_model, swap.how):
         case (None, "nothing_resident"):

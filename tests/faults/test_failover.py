@@ -19,7 +19,7 @@ SAMPLE_S = 0.02
 
 
 class Card:
-    """Looks repeatedly which process holds the slot with a model, and whether an earlier holder still lives."""
+    """Checks repeatedly which process holds the slot with a model, and whether an earlier holder still lives."""
 
     def __init__(self, up: UpProcess) -> None:
         self.lock = lock_path(up.data_dir / "locks", SLOT)
@@ -36,7 +36,7 @@ class Card:
                 continue
             if note.pid not in self.held_by:
                 self.held_by.append(note.pid)
-            # an earlier one had to be gone before this one got the lock, so it makes no difference when we look
+            # an earlier holder must be gone before this one gets the lock, so the moment of the look does not matter
             others = [pid for pid in self.held_by if pid != note.pid and is_running(pid)]
             if others:
                 self.broken.append(f"{note.pid} holds {note.model} while {others} live")
@@ -49,7 +49,7 @@ class Card:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    """Degraded only, with a standby. A silent worker loses its lease after 2 s."""
+    """A degraded worker and its standby, and no lanes. A silent worker loses its lease after 2 s."""
     folder = tmp_path_factory.mktemp("failover")
     settings = settings_file(folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0)
     options = ("--lanes", "anisora=0,phr00t=0", "--standbys", "1", "--step-seconds", "0.5")
@@ -61,7 +61,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
 
 @pytest.fixture
 def up(pair: UpProcess) -> Iterator[UpProcess]:
-    """The pair when one leads and the other stands by, watched for a second pipeline on the card."""
+    """The pair, once one leads and the other stands by. A second pipeline on the card fails the test."""
     eventually_sync(lambda: {role(pair, name) for name in WORKERS} == {"leads", "stands by"}, within_s=60)
     card = Card(pair)
     yield pair
@@ -89,7 +89,7 @@ def process_of(up: UpProcess, name: str) -> int:
 
 @contextlib.contextmanager
 def nobody_restarts(up: UpProcess) -> Iterator[None]:
-    """A worker that is killed in the block stays away: it would be back in a second, and might lead again."""
+    """A worker that is killed in the block stays away: `up` would restart it in a second, and it might lead again."""
     os.kill(up.pid, signal.SIGSTOP)
     try:
         yield
@@ -98,7 +98,7 @@ def nobody_restarts(up: UpProcess) -> Iterator[None]:
 
 
 def running_task(up: UpProcess) -> dict[str, Any]:
-    """A task that the leader runs; it takes 4 s, so that a busy machine kills before it has ended."""
+    """A task that the leader runs. It takes 4 s, so that even on a busy machine the test acts before it ends."""
     task = up.submit(model="anisora", num_frames=9)
 
     def look() -> dict[str, Any] | None:
@@ -123,13 +123,14 @@ def test_kill_9_of_the_leader(up: UpProcess) -> None:
     assert (done["status"], done["attempt"], done["worker"]) == ("done", 2, standby), done
     assert not is_running(host)
     lines = {line["attempt"]: line["outcome"] for line in up.memory_lines(task["id"])}
-    # the next holder of the slot accounts for the attempt that nobody else could
+    # the next holder of the slot accounts for the attempt that no other process could
     assert lines == {1: "worker_lost", 2: "done"}
     eventually_sync(lambda: f"degraded worker {standby} leads" in up.output.read_text())
 
 
 def test_sigstop_of_the_leader(up: UpProcess) -> None:
-    """Its child would hold the card for ever: the standby ends it. When it wakes it changes nothing, and stands by."""
+    """Its child would hold the card for ever: the standby kills the child. When the old leader wakes, it changes
+    nothing, and stands by."""
     leader, standby = leader_and_standby(up)
     process = process_of(up, leader)
     task = running_task(up)
@@ -147,7 +148,7 @@ def test_sigstop_of_the_leader(up: UpProcess) -> None:
     assert up.task(task["id"]) == done
     after = up.ended(up.submit(model="phr00t", num_frames=9)["id"])
     assert (after["status"], after["worker"]) == ("done", standby)
-    # it stands by in earnest
+    # it is a real standby: it takes over
     with nobody_restarts(up):
         os.kill(process_of(up, standby), signal.SIGKILL)
         again = up.ended(up.submit(model="phr00t", num_frames=9)["id"])
@@ -155,7 +156,7 @@ def test_sigstop_of_the_leader(up: UpProcess) -> None:
 
 
 def test_readyz_follows_a_leader_that_is_frozen_and_wakes(up: UpProcess) -> None:
-    """Frozen, it holds its slot and serves nobody, and there is no standby that could."""
+    """The frozen leader holds its slot and serves nobody, and there is no standby that could."""
     leader, standby = leader_and_standby(up)
     host, process, other = up.host_of(leader), process_of(up, leader), process_of(up, standby)
 
@@ -180,7 +181,7 @@ def test_readyz_follows_a_leader_that_is_frozen_and_wakes(up: UpProcess) -> None
 
 
 def test_kill_9_of_the_server(up: UpProcess) -> None:
-    """Work in hand is kept, and somebody leads afterwards."""
+    """The worker keeps its work in hand, and a worker leads afterwards."""
     task = running_task(up)
     os.kill(up.find("nats-server"), signal.SIGKILL)
     eventually_sync(up.is_ready, within_s=60)

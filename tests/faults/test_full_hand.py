@@ -19,7 +19,7 @@ from tests.kit.support import NatsServer, eventually, shared_forks
 pytestmark = pytest.mark.usefixtures("forks")
 
 SLOT: Final = "cpu-0"
-# Of a task that runs for so long, none ends while the test looks.
+# With steps this long, no task ends while the test looks.
 SLOW: Final = ("--step-seconds", "10", "--degraded-order", "fifo")
 NAMES: Final = ("first", "second")
 

@@ -14,13 +14,13 @@ from tests.kit.system import UpProcess
 
 @pytest.fixture
 def up(slow_system: UpProcess) -> UpProcess:
-    """The slow system, when all its lanes are warm again."""
+    """The slow system, once all its lanes are warm again."""
     eventually_sync(slow_system.is_ready, within_s=60)
     return slow_system
 
 
 def running(up: UpProcess, task_id: str, *, attempt: int = 1, steps: int = 0) -> dict[str, Any]:
-    """The task, once it is claimed for *attempt*, and so many steps of it are finished."""
+    """The task, once it is claimed for *attempt*, and *steps* steps of it are finished."""
 
     def look() -> dict[str, Any] | None:
         task = up.task(task_id)
@@ -44,7 +44,7 @@ def test_kill_9_of_a_lane_worker_in_mid_run(up: UpProcess) -> None:
     assert (done["status"], done["attempt"]) == ("done", 2), done
 
     def lines() -> bool:
-        # the next holder of the slot accounts for the attempt that nobody else could
+        # the next holder of the slot accounts for the attempt that no other process could
         outcomes = {line["attempt"]: line["outcome"] for line in up.memory_lines(task["id"])}
         return outcomes == {1: "worker_lost", 2: "done"}
 
@@ -69,8 +69,8 @@ def test_kill_9_of_the_host_child_in_mid_run(up: UpProcess) -> None:
 def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
     task = up.submit()  # the model with the longer run: twice as long for this test to see that it runs
     for attempt in (1, 2):
-        # The lane, and then perhaps the degraded worker. One that finds its host dead before the load starts another
-        # one, and the attempt goes on: so it is killed in a step.
+        # First the lane's host, then perhaps the degraded worker's. A worker that finds its host dead before the load
+        # starts another host, and the attempt goes on. So the test kills the host in a step.
         worker = running(up, task["id"], attempt=attempt, steps=1)["worker"]
         os.kill(up.host_of(worker), signal.SIGKILL)
     failed = up.ended(task["id"])
@@ -111,7 +111,7 @@ def test_cancelling_a_running_task_stops_it_within_a_step(up: UpProcess) -> None
 
 
 def test_kill_9_of_the_server_and_of_the_gateway(up: UpProcess) -> None:
-    """Work in hand is kept and settles afterwards; `up` starts both again."""
+    """The workers keep their work in hand and settle it afterwards; `up` restarts both processes."""
     server, gateway = up.find("nats-server"), up.find("warmlane gateway")
     task = up.submit()
     running(up, task["id"])
@@ -123,7 +123,7 @@ def test_kill_9_of_the_server_and_of_the_gateway(up: UpProcess) -> None:
 
 
 def test_the_demo_of_a_fallback(up: UpProcess) -> None:
-    """A lane is killed with a request in hand: its requests degrade, come back, and none fails."""
+    """The demo kills a lane with a request in hand: its requests degrade, come back, and none fails."""
     result = warm_cli.run("demo", "--fallback", "--url", up.url, env=clean_environment(), timeout=150)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "requests failed" in result.stdout

@@ -1,6 +1,6 @@
 """Gateways that are killed while others go on with their tasks: no trace is without its root (ADR 0036).
 
-A gateway sends here nothing but what it sends ahead: the rest waits for ten minutes.
+Here a gateway exports only the spans that it sends ahead: the rest waits for ten minutes.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ async def system(tmp_path: Path, exporting: dict[str, str]) -> AsyncIterator[Sys
 
 
 def root_of(collector: Collector, task_id: str) -> SeenSpan:
-    """The one root of a task's trace, below which, or below what is below it, every span of it is."""
+    """The one root of a task's trace: every other span of the trace has its parent in it."""
     (trace_id,) = {span.trace_id for span in collector.spans if span.attributes.get("task.id") == task_id}
     spans = {span.span_id: span for span in collector.trace(trace_id)}
     (root,) = [span for span in spans.values() if span.parent_id not in spans]
@@ -54,7 +54,7 @@ def root_of(collector: Collector, task_id: str) -> SeenSpan:
 
 
 async def killed_with(system: System, epoch: int) -> asyncio.Future[Msg]:
-    """Kills the gateway as soon as the server has the message of *epoch* of a task: before it learns that itself."""
+    """Kills the gateway as soon as the server has the message of *epoch* of a task, before the gateway learns that."""
     seen: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
 
     async def look(message: Msg) -> None:
@@ -69,7 +69,7 @@ async def killed_with(system: System, epoch: int) -> asyncio.Future[Msg]:
 
 
 async def test_killed_while_it_holds_a_request(system: System, collector: Collector, exporting: dict[str, str]) -> None:
-    """The worker that then comes finishes the task: its spans have their root, and nothing is without its parent."""
+    """A worker that starts afterwards finishes the task: its spans have their root, and no span lacks its parent."""
     forks = shared_forks()  # torch is imported now, and not while the task waits
     held = asyncio.create_task(system.post())
     task_id = await system.only_task()
@@ -95,7 +95,7 @@ async def test_killed_while_it_holds_a_request(system: System, collector: Collec
 async def test_killed_while_it_holds_a_request_that_nobody_takes(
     collector: Collector, exporting: dict[str, str], tmp_path: Path
 ) -> None:
-    """Another gateway ends it."""
+    """Another gateway ends the task."""
     settings = settings_file(tmp_path, wait_limit_s=3.0)
     (tmp_path / "other").mkdir()
     async with fresh_system(tmp_path, settings, **exporting) as system:
@@ -116,18 +116,19 @@ async def test_killed_while_it_holds_a_request_that_nobody_takes(
 
 
 async def test_killed_before_it_learns_that_a_task_is_queued(system: System, collector: Collector) -> None:
-    """Hence also within any time after that, its answer included: who takes the task goes on below what is sent."""
+    """So this also holds for a kill at any later time, before or after its answer: the worker that takes the task puts
+    its spans below one that was already sent."""
     await system.lane_is(LaneState.WARM)
     killed = await killed_with(system, epoch=0)
-    with contextlib.suppress(httpx.HTTPError):  # on a busy machine it may answer first
+    with contextlib.suppress(httpx.HTTPError):  # on a busy machine the gateway may answer first
         await system.post()
     message = await killed
-    system.gateway.kill()  # and what it has sent has come
+    system.gateway.kill()  # what it had sent has arrived
     assert [(root.name, parent_of(message)) for root in collector.spans] == [("accept", collector.spans[0].span_id)]
 
 
 async def test_killed_before_it_learns_that_a_lost_task_is_queued_again(system: System, collector: Collector) -> None:
-    """What the sweeper sends goes on below the root as well, and not below a span of that gateway."""
+    """The sweeper's message leads to spans below the root as well, and not below a span of the killed gateway."""
     task = await system.submit()
     killed = await killed_with(system, epoch=1)
     await system.claim(task["id"], lease_s=0.1)
@@ -172,7 +173,7 @@ async def test_every_way_to_submit_has_a_root(
 
 
 async def test_a_refused_request_has_one_trace_too(system: System, collector: Collector) -> None:
-    """Its root ends with it, and is sent with the rest."""
+    """Its root ends with the request, and is exported with the rest."""
     await system.http.post("/generate", json={"model": "anisora"}, headers={"traceparent": CALLER})
     await asyncio.to_thread(system.gateway.stop)
     eventually_sync(lambda: len(collector.spans) == 2)

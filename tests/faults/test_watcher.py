@@ -22,8 +22,8 @@ OWNED: Final = replace(KEPT, epoch=1)
 
 
 async def test_what_a_server_lost_is_known_though_it_had_not_been_read(tmp_path: Path) -> None:
-    """A busy machine stores faster than the watcher reads: a task that is lost with its first revision, and a later
-    revision of another one."""
+    """A busy machine stores faster than the watcher reads. The server loses one task with its first revision, and a
+    later revision of another."""
     nats = NatsServer(tmp_path)
     nats.start()
     link = await NatsLink.connect(nats.url, name="test")

@@ -1,4 +1,4 @@
-"""No delivery is lost, and none is made of what did not happen, over kills of both gateways and of nats-server."""
+"""Over kills of both gateways and of nats-server, no delivery is lost, and none reports what did not happen."""
 
 import asyncio
 from collections import Counter
@@ -20,7 +20,7 @@ from tests.kit.webhooks import OPTIONS, finish, register, submit
 
 
 async def leading(link: NatsLink, *living: GatewayProcess) -> GatewayProcess:
-    """The one of those that live that delivers, once one does."""
+    """The gateway among *living* that delivers, once one does."""
 
     async def look() -> GatewayProcess | None:
         try:

@@ -50,7 +50,7 @@ def command(seconds: float, first_seed: int, one_seed: int | None) -> None:
 
 
 def has_webhooks(number: int) -> bool:
-    """Whether somebody is told of the tasks in the run of seed *number*."""
+    """Whether the requests in the run of seed *number* name a webhook."""
     return number % 3 == 0
 
 

@@ -8,7 +8,7 @@ from tests.model.network import Network, StoreAway
 
 
 class ModelArtifacts:
-    """The artifact store, each call an effect that can fail, or fail after it took place."""
+    """The artifact store. Each call is an effect that can fail, or take place and then fail."""
 
     def __init__(self, network: Network, files: dict[str, bytes]) -> None:
         self._network, self._files = network, files

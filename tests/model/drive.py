@@ -1,5 +1,5 @@
-"""A run of the model that a seed determines. As test_protocol.py, but without hypothesis, which costs more than the
-model itself: for long searches, and for bugs that were planted."""
+"""A run of the model that a seed determines, for long searches and for planted bugs. It is like test_protocol.py, but
+without hypothesis, which costs more than the model itself."""
 
 import random
 from collections.abc import Callable
@@ -16,7 +16,7 @@ RUNS: Final = (("done", 0.5), ("done", 7.0), ("done", 45.0), ("failed", 0.2), ("
 SKEWS_S: Final = (0.0, 0.2, -0.2)
 PROCESSES: Final = (*GATEWAYS, *WORKERS)
 SECONDS: Final = (0.2, 1.1, 6.0, 12.0, 29.6, 31.0)
-# In so many of the runs classes are mixed, and the degraded queue makes room for the higher ones.
+# The share of runs in which classes are mixed and the degraded queue makes room for the higher ones.
 DISPLACING: Final = 0.3
 KEYS: Final = (None, None, "k", "l")
 
@@ -29,11 +29,11 @@ def drive(
     with_webhooks: bool = False,
     on_world: Callable[[World], None] | None = None,
 ) -> World:
-    """Runs the model as *seed* says, and returns what became of it. *with_webhooks*: with webhooks. Raises Violation.
+    """Runs the model as *seed* determines, and returns its world. Raises Violation.
 
-    *on_world* is given the world before anything happens in it.
+    *with_webhooks*: requests name webhooks. *on_world* is called with the world before anything happens in it.
     """
-    # of their own, so that they change nothing else of what a seed determines
+    # a generator of its own, so that the classes change nothing else that a seed determines
     classes = random.Random(f"classes {seed}")
     displaces = classes.random() < DISPLACING
     world = World(

@@ -256,8 +256,8 @@ class GatewayHost(ModelHost):
 
 
 class Watched:
-    """A source that knows since when its worker waits for a message: a hand fetches also while the worker runs a task,
-    or holds one and looks for others beside it."""
+    """A source that knows since when its worker waits for a message. A fetch alone does not show that: a hand also
+    fetches while the worker runs a task, and while it holds one message and looks for others."""
 
     def __init__(self, source: Source, now_s: Callable[[], float]) -> None:
         self._source = source
@@ -270,7 +270,7 @@ class Watched:
 
     @property
     def waits(self) -> bool:
-        """Whether its worker waits for longer than any look takes."""
+        """Whether its worker has waited for longer than any look takes."""
         return self._waits_since_s is not None and self._now_s() - self._waits_since_s > LOOKS_S
 
     async def next(self) -> NextMessage | None:
@@ -322,8 +322,8 @@ class WorkerHost(ModelHost):
             await loop.serve_one(never)
 
     def _leads(self) -> bool:
-        """Whether nobody took its place: a leader that was stopped for so long finds out before it hands anything out,
-        by its own clock (`ops/nats/leader.py`)."""
+        """Whether no other process took its place. A leader that was stopped for so long notices that by its own clock,
+        before it hands anything out (`ops/nats/leader.py`)."""
         return self.world.hosts.get(self.name) is self
 
     @property

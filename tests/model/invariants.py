@@ -22,11 +22,11 @@ _MOVES: Final = {(before, after) for (before, _), after in TRANSITIONS.items()} 
     (TaskStatus.PENDING, TaskStatus.PENDING),  # promised
     (TaskStatus.PROCESSING, TaskStatus.PROCESSING),  # renewed, or released
 }
-# The message of a worker that died with it is delivered again after 5 s, and what was published late a second later.
+# The server redelivers the message of a dead worker after 5 s, and a message that was published late a second later.
 REDELIVERED_S: Final = 7.0
-# The place of a refused task is free so soon.
+# By then the place of a refused task is free.
 FREE_S: Final = 1.0
-# Somebody has looked at a task so soon after its deadline: their spread, two looks, and clocks that differ.
+# By then a gateway has looked at a task after its deadline: the gateways' spread, two looks, and clocks that differ.
 LOOKED_S: Final = 2.0
 
 
@@ -43,19 +43,19 @@ class Ledger:
         self._server = server
         self._degraded_max, self._attempts, self._wait_limit_s = degraded_max, attempts, wait_limit_s
         self._grace_s = grace_s
-        # how much later somebody looks where a watch has missed a write
+        # how much later a gateway looks where a watch has missed a write
         self.slack_s = 0.0
         self.records: dict[str, GenerationTask] = {}
         # what ran: (task, epoch) -> owners
         self.runs: dict[tuple[str, int], list[str]] = defaultdict(list)
         self.answered: dict[str, str] = {}
         self.refused: dict[str, str] = {}
-        # which events of a task its receiver was told
+        # the events of a task that its receiver got
         self.delivered: dict[str, set[str]] = defaultdict(set)
         self.torn = TORN
         self.torn.clear()
         self.keyed: dict[str, set[str]] = defaultdict(set)
-        # the classes of the requests with a key: which of them became its task, gateways decide among themselves
+        # the classes of the requests with a key: the gateways decide among themselves which request becomes its task
         self.classes: dict[str, set[Priority]] = defaultdict(set)
         # when the server stored the claim of (task, epoch)
         self._claimed_s: dict[tuple[str, int], float] = {}
@@ -67,9 +67,9 @@ class Ledger:
     def on_went_back(self, torn: set[str]) -> None:
         """The server lost some or all of what it had stored of the tasks *torn*.
 
-        Whatever was seen of them since the copy is no longer promised: they may be forgotten, run twice at one epoch,
-        or end again. A task that the server still has must end, as any other; and no gateway reports what the server
-        does not have (`check_memory`).
+        Nothing that was seen of them since the copy is guaranteed any more: they may be forgotten, run twice at one
+        epoch, or end again. A task that the server still has must end, like any other. No gateway may report what the
+        server does not have (`check_memory`).
         """
         stored = self._server.stream(bucket_stream(TASKS)).last_of_each()
         self.torn |= torn
@@ -90,7 +90,7 @@ class Ledger:
             raise Violation(f"8: {who} and the server know different things of {wrong}")
 
     def on_record(self, stored: Stored, host: Host | None, owner: str | None, stream: str | None) -> None:
-        """A record was written, by *host*; *owner* and *stream* are set where that is a worker."""
+        """*host* wrote a record; *owner* and *stream* are set where *host* is a worker."""
         task = decode_task(stored.data)
         task_id = stored.subject.removeprefix(_PREFIX)
         before = self.records.get(task_id)
@@ -113,7 +113,7 @@ class Ledger:
         is_claim = task.status is TaskStatus.PROCESSING and (before is None or before.status is TaskStatus.PENDING)
         if owner is not None and is_claim:
             self._claimed_s[task_id, task.epoch] = stored.stored_s
-            # at epoch 0, two gateways that heard different things of the lanes may both have queued a keyed request
+            # at epoch 0, two gateways with different views of the lanes may both have queued a keyed request
             places = {work_stream(task.route, task.model)}
             places |= {DEGRADED, lane_stream(task.model)} if task.epoch == 0 else set()
             if stream not in places:
@@ -145,8 +145,8 @@ class Ledger:
             raise Violation(f"3: {who} claimed {task.id} at epoch {task.epoch}, which is at {before.epoch}")
 
     def check_lease(self, stored: Stored, host: Host | None, unbroken_s: float) -> None:
-        """*host*, a gateway whose connection stands for *unbroken_s* again, writes a record: where it takes a task from
-        an owner whose lease is over, that one has had the time to renew it (row 6)."""
+        """*host*, a gateway that has been connected again for *unbroken_s*, writes a record. If it takes a task from an
+        owner whose lease is over, the owner must have had the time to renew the lease (row 6)."""
         task, before = decode_task(stored.data), self.records.get(stored.subject.removeprefix(_PREFIX))
         if before is None or before.status is not TaskStatus.PROCESSING or task.id in self.torn:
             return
@@ -188,14 +188,14 @@ class Ledger:
             raise Violation(f"6: {task.id} was refused ({self.refused[task.id]}), and then answered {how}")
 
     def on_delivered(self, task_id: str, event: str) -> None:
-        """The receiver of *task_id*'s webhook was told of *event*."""
+        """The receiver of *task_id*'s webhook got *event*."""
         self.delivered[task_id].add(event)
         record = self.records.get(task_id)
         if task_id not in self.torn and (record is None or event not in _events_of(record)):
             raise Violation(f"11: a receiver was told {event} of {task_id}, which is {record and _end(record)}")
 
     def check_delivered(self) -> None:
-        """At the end: whoever asked for it was told all that became of a task whose id a client has."""
+        """At the end, the receiver has got all events of every task whose id a client has."""
         for task_id in self.answered:
             missing = _events_of(self.records[task_id]) - self.delivered[task_id]
             if missing:
@@ -204,7 +204,7 @@ class Ledger:
     def on_refused(self, task_id: str, why: str, *, is_shared: bool) -> None:
         """A client got the answer that *task_id* will not run. *is_shared*: equal requests use the same id."""
         if task_id in self.torn or (why == "depth" and is_shared):
-            return  # an equal request may have brought it in
+            return  # an equal request may have queued it
         self.refused[task_id] = why
         if any(run_id == task_id for run_id, _ in self.runs):
             raise Violation(f"6: {task_id} is refused ({why}), and has run")
@@ -227,10 +227,11 @@ class Ledger:
         ]
 
     def check_sound(self, now_s: float, sound_from_s: float, idle: Set[str]) -> None:
-        """What holds where servers, sweepers and workers live and nothing goes wrong, since *sound_from_s*.
+        """Checks what holds when servers, sweepers and workers live and nothing has gone wrong since *sound_from_s*.
 
-        Nothing waits longer than the limit on the degraded queue, or, before its deadline, longer than a redelivery for
-        a worker that is *idle*; nothing is long past its deadline; what has ended takes no place.
+        No task waits longer than the limit on the degraded queue. Before its deadline, no task waits longer than a
+        redelivery while a worker of its stream is *idle*. No task is long past its deadline. A refused task that has
+        ended takes no place.
         """
         now, sound_from = moment(now_s), moment(sound_from_s)
         for task in self.records.values():
@@ -307,7 +308,7 @@ class Ledger:
 
 
 def _events_of(task: GenerationTask) -> set[str]:
-    """What a receiver is told of *task* by what its record says."""
+    """The events of *task* that a receiver gets, by the task's record."""
     ends = {TaskStatus.DONE: "task.done", TaskStatus.FAILED: "task.failed"}
     events = {"task.claimed"} if task.claimed_at is not None else set()
     return events | ({ends[task.status]} if task.status in ends else set())

@@ -44,11 +44,11 @@ class Consumer:
         self._stream = stream
         self._matches = matcher([config.filter_subject or ">"])
         self._ack_wait_s = config.ack_wait or 30.0
-        # those that nobody was given yet, in their order
+        # sequences that were never delivered, in their order
         self._new: dict[int, None] = {}
-        # sequence -> when it is delivered again unless it is acked
+        # sequence -> when it is redelivered unless it is acked
         self._unacked: dict[int, float] = {}
-        # sequence -> how often it was given to somebody
+        # sequence -> how often it was delivered
         self._delivered: dict[int, int] = {}
 
     def add(self, message: Stored) -> None:
@@ -79,11 +79,11 @@ class Consumer:
 
     @property
     def pending(self) -> int:
-        """How many messages nobody was given yet."""
+        """How many messages were never delivered."""
         return len(self._new)
 
     def delivered(self, seq: int) -> int:
-        """How often the message was given to somebody."""
+        """How often the message was delivered."""
         return self._delivered.get(seq, 0)
 
     def has_messages(self, now_s: float) -> bool:
@@ -91,16 +91,16 @@ class Consumer:
         return bool(self._new) or any(again_s <= now_s for again_s in self._unacked.values())
 
     def next_event_s(self, after_s: float) -> float | None:
-        """When a message is delivered again, if nobody acks it; what could have been by *after_s* does not count."""
+        """The first moment after *after_s* at which an unacked message becomes due for redelivery."""
         return min((at_s for at_s in self._unacked.values() if at_s > after_s), default=None)
 
     def ack(self, seq: int) -> None:
-        """Always succeeds: also when the message has expired, which proves nothing (design §10.2)."""
+        """Always succeeds, even if the message has expired: success proves nothing (design §10.2)."""
         if seq in self._unacked:
             self._stream.remove(seq)
 
     def keep(self, seq: int, now_s: float) -> None:
-        """It is still worked on: it is delivered again after `ack_wait` from now."""
+        """The worker is still busy with the message: it is redelivered `ack_wait` from now."""
         if seq in self._unacked:
             self._unacked[seq] = now_s + self._ack_wait_s
 
@@ -133,7 +133,7 @@ class Stream:
         self.on_removed: list[Callable[[Stored], None]] = []
         self._by_subject: dict[str, list[int]] = {}
         self._known_ids: dict[str, tuple[int, float]] = {}
-        # how late the server is, as the measured one is
+        # how late the server expires messages, as was measured on the real one
         self.expiry_late_s = 0.0
 
     def state(self) -> "StreamCopy":
@@ -143,7 +143,7 @@ class Stream:
         return StreamCopy(dict(self.messages), self.last_seq, by_subject, dict(self._known_ids), consumers)
 
     def go_back(self, copy: "StreamCopy") -> None:
-        """What was stored since *copy* is lost, as by a power cut."""
+        """Loses what was stored since *copy*, as in a power cut."""
         self.messages, self.last_seq = dict(copy.messages), copy.last_seq
         self._by_subject = {subject: list(seqs) for subject, seqs in copy.by_subject.items()}
         self._known_ids = dict(copy.known_ids)
@@ -151,7 +151,7 @@ class Stream:
             consumer.go_back(copy.consumers[name])
 
     def make_anew(self, now_s: float) -> None:
-        """It is removed, and made anew with the same configuration."""
+        """The stream is removed, and made anew with the same configuration."""
         self.go_back(StreamCopy({}, 0, {}, {}, dict.fromkeys(self.consumers, ({}, {}))))
         self.created = moment(now_s).isoformat().replace("+00:00", "Z")
 
@@ -207,7 +207,7 @@ class Stream:
         return message
 
     def remove(self, seq: int) -> None:
-        """The duplicate table still knows it."""
+        """Removes the message. The duplicate table still knows it."""
         message = self.messages.pop(seq, None)
         if message is None:
             return
@@ -239,7 +239,7 @@ class Stream:
         return min(moments, default=None)
 
     def pass_time(self, now_s: float) -> None:
-        """Expiries up to *now_s*. A delivered message that was not acked expires as any other."""
+        """Expires messages up to *now_s*. A delivered message without an ack expires like any other."""
         if not self.messages:
             return
         max_age_s = self.config.max_age
@@ -281,14 +281,14 @@ class JetStream:
         return self.streams[stream].consumers[name]
 
     def publish(self, subject: str, data: bytes, headers: dict[str, str], now_s: float) -> tuple[str, int, bool]:
-        """The stream, the sequence, and whether it was known before. Raises Refused."""
+        """The stream, the sequence, and whether the message was known before. Raises Refused."""
         prefix = subject.rpartition(".")[0]
         stream = self._route_of.get(prefix)
         if stream is None:
             stream = next((stream for takes, stream in self._routes if takes(subject)), None)
             if stream is None:
                 raise Refused(503, 0, f"no stream takes {subject}")
-            self._route_of[prefix] = stream  # no stream takes single last tokens only
+            self._route_of[prefix] = stream  # no stream selects by the last token
         seq, is_known = stream.store(subject, data, headers, now_s)
         return stream.name, seq, is_known
 

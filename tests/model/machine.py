@@ -24,7 +24,7 @@ _priorities = st.sampled_from((Priority.STANDARD, *Priority))
 
 
 class Protocol(RuleBasedStateMachine):
-    """Every invariant is checked at every step, and those of the end when everything was mended."""
+    """Checks every invariant at every step, and those of the end once everything is mended."""
 
     total_steps = 0
 
@@ -46,7 +46,7 @@ class Protocol(RuleBasedStateMachine):
             for model in MODELS:
                 self.world.lane_says(model, 0, None)
 
-    # several of a kind are there for weight: most of what happens are requests, and steps between them
+    # some rules are there several times, as a weight: most of what happens are requests, and steps between them
 
     @rule(gateway=_gateways, model=_models, is_async=st.booleans(), count=st.integers(1, 3), priority=_priorities)
     def post(self, gateway: str, model: str, is_async: bool, count: int, priority: Priority) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong in the simulated system. A supervisor starts again what ended."""
+"""What goes wrong in the simulated system. A supervisor restarts processes that ended."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +14,7 @@ from tests.model.setting import (
 if TYPE_CHECKING:
     from tests.model.world import World
 
-# A supervisor starts again what ended, this much later.
+# A supervisor restarts a process this long after its end.
 RESTART_S: Final = 1.0
 # By then a slow look has found what a watch has missed.
 FOUND_S: Final = slow_look.EVERY_S + slow_look.ARRIVED_S + 1.0
@@ -27,7 +27,7 @@ class Mishaps:
         self._world = world
         self._copy: dict[str, StreamCopy] | None = None
         self.ends_s: dict[str, float] = {}
-        """When the supervisor starts again what ended, by its name."""
+        """When the supervisor restarts each process that ended, by name."""
 
     def start(self, name: str) -> None:
         host: ModelHost = GatewayHost(self._world, name) if name in GATEWAYS else WorkerHost(self._world, name)
@@ -38,7 +38,7 @@ class Mishaps:
         host.start()
 
     def crash(self, name: str, *, by_itself: bool = False) -> None:
-        """kill -9. What it had sent may still arrive; a supervisor starts it again."""
+        """kill -9. What the process had sent may still arrive; a supervisor restarts it."""
         host = self._world.hosts[name]
         if not host.alive:
             return
@@ -58,7 +58,7 @@ class Mishaps:
         self.ends_s[name] = self._world.now_s + RESTART_S
 
     def replace(self, name: str) -> None:
-        """Another process takes the place of one that is only stopped, which goes on later."""
+        """Another process takes the place of a process that is only stopped, and that goes on later."""
         host = self._world.hosts[name]
         if host.stopped and host.alive:
             self._world.hosts[f"{name} before {self._world.number()}"] = host
@@ -83,7 +83,7 @@ class Mishaps:
             self._world.check()
 
     def cut(self, name: str) -> None:
-        """Its connection breaks."""
+        """The connection of *name* breaks."""
         host = self._world.hosts[name]
         self._world.tale.note(f"{name} is cut off")
         host.is_cut = True
@@ -92,7 +92,7 @@ class Mishaps:
         self._world.check()
 
     def mend(self, name: str) -> None:
-        """Its connection stands again."""
+        """The connection of *name* is back."""
         host = self._world.hosts[name]
         if host.is_cut:
             self._world.tale.note(f"{name} is connected again")
@@ -102,7 +102,7 @@ class Mishaps:
             self._world.check()
 
     def miss(self, name: str) -> None:
-        """What the watch of the records brings next to *name* does not arrive, and the watch does not notice."""
+        """The next record for *name*'s watch does not arrive, and the watch does not notice."""
         host, lane = self._world.hosts[name], f"watch {bucket_stream(TASKS)}"
         for operation in self._world.network.under_way:
             if operation.host is host and operation.lane == lane:
@@ -112,7 +112,7 @@ class Mishaps:
                 return
 
     def copy_store(self) -> None:
-        """What the server has stored now is what a power cut will leave of it."""
+        """Copies the server's store. A later power cut (`lose_tail`) leaves no more than this copy."""
         self._world.tale.note("the store is copied")
         self._copy = {name: stream.state() for name, stream in self._world.network.server.streams.items()}
 
@@ -140,7 +140,7 @@ class Mishaps:
     def make_anew(self) -> None:
         """The bucket of the records is removed, and provisioned anew."""
         for operation in [each for each in self._world.network.under_way if each.lane.startswith("answer ")]:
-            self._world.network.happen(operation)  # none of before comes on a connection after one of afterwards
+            self._world.network.happen(operation)  # a connection keeps its order: answers from before come first
         self._world.tale.note("the bucket of the records is made anew")
         stream = self._world.network.server.stream(bucket_stream(TASKS))
         torn = ids_that_differ(stream.messages, {})
@@ -149,7 +149,7 @@ class Mishaps:
         self.delete_consumers(bucket_stream(TASKS))
 
     def delete_consumers(self, stream: str) -> None:
-        """Whoever follows *stream* hears nothing of it any more."""
+        """Deletes the consumers of all watches that follow *stream*: they hear nothing more of it."""
         self._world.tale.note(f"the consumers of {stream} are deleted")
         for client in list(self._world.network.clients):
             for following in [each for each in client.followings if each.follows(stream)]:
@@ -160,8 +160,8 @@ class Mishaps:
 
 
 def ids_that_differ(now: dict[int, Stored], then: dict[int, Stored]) -> set[str]:
-    """The tasks of the messages that are in one of them and not in the other. A stream that was made anew has other
-    messages under the same numbers."""
+    """The tasks of the messages in which *now* and *then* differ. A number alone is not enough: a stream that was made
+    anew has other messages under the same numbers."""
     differ = [seq for seq in now.keys() | then.keys() if now.get(seq) != then.get(seq)]
     found = [stored for seq in differ for stored in (now.get(seq), then.get(seq)) if stored is not None]
     return {stored.subject.rsplit(".", 1)[-1] for stored in found}

@@ -1,7 +1,7 @@
 """An event loop without a system below it: its clock is set by hand, and nothing happens by itself.
 
-The context distinguishes processes: what a process that was killed had still to do is never done, and what one
-that was stopped had to do is done when it goes on.
+The context distinguishes processes. Callbacks of a killed process are never called. Those of a stopped process are
+called when it goes on.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, cast
 
-# A process that does so much without any time passing or any effect goes round in circles.
+# A process that calls this many callbacks without an effect or time passing is in an endless loop.
 MAX_HANDLES: Final = 20_000
 
 
@@ -34,7 +34,7 @@ HOST: ContextVar[Host | None] = ContextVar("host", default=None)
 
 
 class Handle:
-    """A callback that is to be called."""
+    """A callback that is yet to be called."""
 
     __slots__ = ("args", "callback", "context", "is_cancelled")
 
@@ -68,7 +68,7 @@ class _Running:
 class ModelLoop:
     """Runs coroutines for as long as any of them can go on. `clock_s` is the time.
 
-    To asyncio it is an event loop: it has what `Task`, `Future`, `timeout` and `sleep` ask of one.
+    To asyncio it is an event loop: it has what `Task`, `Future`, `timeout` and `sleep` need of one.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class ModelLoop:
         self._ready: deque[Handle] = deque()
         self._timers: list[tuple[float, int, Handle]] = []
         self._count = itertools.count()
-        # what processes that were killed had still to do
+        # the callbacks of killed processes
         self._never: list[Handle] = []
         self._stopped: list[Host] = []
 
@@ -166,7 +166,7 @@ class ModelLoop:
                 raise AssertionError(f"no end to {handle.callback} of {host.name if host else None}")
 
     def go_on(self, host: Host) -> None:
-        """*host* was stopped, and is not any more."""
+        """*host* was stopped, and goes on."""
         host.stopped = False
         self._ready.extend(host.parked)
         host.parked.clear()
@@ -191,7 +191,7 @@ class ModelLoop:
         self.tearing_down = True
         for host in self._stopped:
             self._never.extend(host.parked)
-            host.parked.clear()  # it is listed once for each time that it was stopped
+            host.parked.clear()  # a host is listed once for each time that it was stopped
         self._ready.extend(self._never)
         with self.running():
             for _ in range(50):
@@ -206,4 +206,4 @@ class ModelLoop:
                 self.run_ready()
         for task in self.all_tasks:
             if task.done() and not task.cancelled():
-                task.exception()  # taken, so that nobody warns of it
+                task.exception()  # retrieved, so that asyncio does not warn of it

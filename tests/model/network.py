@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.model.simulated_client import SimulatedClient
 
 REPLY_TIMEOUT_S: Final = 2.0
-# How long after its caller gave up a request may still be stored: it stood in a buffer.
+# For this long after its caller gave up, a request may still be stored: it was in a buffer.
 LATE_S: Final = 3.0
 TICKS_A_SECOND: Final = 1 << 20
 
@@ -32,16 +32,16 @@ _NUMBERS: Final = itertools.count(1)
 
 
 def in_turn() -> int:
-    """A number greater than all before it: of what happens at one moment of the model's clock it says the order."""
+    """A number greater than all before it. It orders what happens at one moment of the model's clock."""
     return next(_NUMBERS)
 
 
 class Operation:
     """Something that is under way between a process and the server.
 
-    Of those of one process with the same *lane* only the first can happen: a connection keeps their order.
-    *future* is None where nobody waits for the answer. *is_push*: it goes to the process, and not to the server.
-    *number* says which of two of one moment came first (`in_turn`).
+    Of one process's operations with the same *lane* only the first can happen: a connection keeps their order.
+    *future* is None where no caller waits for the answer. *is_push*: it goes to the process, and not to the server.
+    *number* says which of two operations of one moment came first (`in_turn`).
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class Network:
         self.steps = 0
         self.on_new_id: Callable[[str], None] = lambda _: None
         self._ids = itertools.count(1)
-        # who an effect is of, while it happens, and when and in which turn it was asked for
+        # while an effect happens: the process that asked for it, when, and in which turn
         self.acting: Host | None = None
         self.asked_s, self.asked = 0.0, 0
 
@@ -103,7 +103,7 @@ class Network:
         return moment(self.loop.clock_s + (host.skew_s if host is not None else 0.0))
 
     def next_event_s(self) -> float | None:
-        """When something happens by itself that has not happened yet."""
+        """When the next thing happens by itself."""
         now_s = self.loop.clock_s
         moments = [self.loop.next_timer_s(), self.server.next_event_s(now_s)]
         for operation in self.under_way:
@@ -114,7 +114,7 @@ class Network:
         return min((at_s for at_s in moments if at_s is not None and at_s > now_s), default=None)
 
     def pass_time(self, to_s: float) -> None:
-        """The clock shows *to_s*; what was due by then has happened."""
+        """Sets the clock to *to_s*; what was due by then has happened."""
         with self.loop.running():
             self.loop.clock_s = max(self.loop.clock_s, on_a_tick(to_s))
             now_s = self.loop.clock_s
@@ -129,7 +129,7 @@ class Network:
             self.loop.run_ready()
 
     def new_id(self) -> UUID:
-        """What a process takes for a random one."""
+        """An id that a process takes for a random one."""
         made = UUID(int=next(self._ids) | 7 << 76 | 2 << 62)
         self.on_new_id(str(made))
         return made
@@ -137,7 +137,7 @@ class Network:
     # ── what is under way ────────────────────────────────────────────────────────────────────────────────────────
 
     async def call(self, what: str, effect: Effect, *, lane: str, can_happen: Callable[[], bool] | None = None) -> Any:
-        """What *effect* returns, when it has happened and the answer has come."""
+        """What *effect* returns, once it has happened and the answer has come."""
         future = self.loop.create_future()
         operation = Operation(
             what,
@@ -153,10 +153,10 @@ class Network:
             return await future
         finally:
             if can_happen is not None and operation in self.under_way:
-                self.under_way.remove(operation)  # a fetch that was cancelled takes nothing
+                self.under_way.remove(operation)  # a cancelled fetch takes no message
 
     def send(self, what: str, effect: Effect, *, lane: str) -> None:
-        """*effect* happens some time, or never."""
+        """*effect* happens at some time, or never."""
         self.under_way.append(Operation(what, effect, host=HOST.get(), lane=lane, sent_s=self.now_s))
 
     def push(self, what: str, host: Host | None, effect: Effect, *, lane: str, loses_quietly: bool) -> None:
@@ -212,7 +212,7 @@ class Network:
             else:
                 self.acting = None
                 if operation.can_happen is not None and not answered:
-                    self.under_way.append(operation)  # delivered to nobody: it comes again after ack_wait
+                    self.under_way.append(operation)  # its message reached nobody, and is redelivered after ack_wait
                 elif operation.future is not None:
                     if not answered:
                         self._fail(operation)
@@ -275,7 +275,7 @@ class Network:
             self.loop.run_ready()
 
     def miss(self, operation: Operation) -> None:
-        """What *operation* brings never arrives, and nobody learns that something did not."""
+        """What *operation* brings never arrives, and the process does not notice."""
         self.under_way.remove(operation)
         self.steps += 1
 
@@ -331,18 +331,18 @@ class Network:
 
 
 def on_a_tick(at_s: float) -> float:
-    """The first tick of the clock at or after *at_s*. Ticks are about 1 µs, and differences between them are exact: who
-    waits until a moment does not find himself a rounding error before it."""
+    """The first tick of the clock at or after *at_s*. Ticks are about 1 µs, and differences between them are exact, so
+    that a process that waits until a moment does not wake a rounding error before it."""
     return math.ceil(at_s * TICKS_A_SECOND) / TICKS_A_SECOND
 
 
 def context_of(host: Host | None) -> Any:
-    """The context in which callbacks of *host* run; None is the one of whoever asks."""
+    """The context in which callbacks of *host* run; None: the caller's own context."""
     return None if host is None else host.context.copy()
 
 
 def operation_failure(operation: Operation) -> Exception:
-    """What the caller of a call sees that was not answered."""
+    """The error that the caller of an unanswered call gets."""
     return StoreAway(operation.what) if operation.lane.startswith("store ") else nats.errors.TimeoutError()
 
 

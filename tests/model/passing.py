@@ -1,4 +1,4 @@
-"""How time passes in the simulated system, and which of the things that may happen does."""
+"""How time passes in the simulated system, and which of the possible operations happens next."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -11,13 +11,13 @@ IDLE_MAX_S: Final = 60.0
 
 
 class Passing:
-    """One thing happens after the other; the clock goes on where nothing else does."""
+    """Lets one thing happen after the other: an operation, or the clock goes on."""
 
     def __init__(self, world: "World") -> None:
         self._world = world
 
     def step(self, choice: int) -> None:
-        """One thing happens; *choice* (0 to 255) says which. 0 is: the oldest, and it is answered."""
+        """One thing happens; *choice* (0 to 255) says which. 0: the oldest operation happens, and is answered."""
         network = self._world.network
         possible = network.possible()
         if not possible or 176 <= choice < 208:
@@ -52,7 +52,7 @@ class Passing:
     def _next_moment(self, late_s: float) -> None:
         at_s = self._next_event_s()
         if at_s is not None:
-            # never so far that records expire: keeping them is a day's matter at least
+            # never so far that records expire: they are kept for a day at least
             self.pass_time(min(IDLE_MAX_S, max(0.0, at_s - self._world.now_s)) + late_s)
 
     def pass_time(self, seconds: float) -> None:

@@ -142,14 +142,14 @@ def _monotonic() -> float:
     return current().now_s
 
 
-# What the product reported as an exception that it did not expect.
+# The unexpected exceptions that the product has logged.
 ERRORS: list[str] = []
-# Tasks of which the server lost what it had stored: what is left of one may contradict itself.
+# Tasks of which the server lost stored messages: what is left of such a task may contradict itself.
 TORN: set[str] = set()
 
 
 class SilentLogger:
-    """Says nothing, and remembers unexpected exceptions."""
+    """Logs nothing, and keeps unexpected exceptions."""
 
     def __getattr__(self, _: str) -> Callable[..., None]:
         return _nothing
@@ -160,7 +160,7 @@ class SilentLogger:
 
 
 class _Unreadables:
-    """In the model nobody writes what cannot be read: an entry that is not taken is a mistake of its reader."""
+    """In the model no process writes an unreadable entry: if a reader reports one, the reader is wrong."""
 
     def report(self, kind: str, where: str, error: Exception | str, *, revision: int = 0) -> None:
         if where.rpartition(".")[2] in TORN:

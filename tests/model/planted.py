@@ -46,7 +46,7 @@ from tests.model.planted_webhooks import (
 
 
 def ack_before_claim() -> AbstractContextManager[Any]:
-    """The message is acked when it comes, and not when the record says who holds it."""
+    """A worker acks a message when it comes, and not when the record names the owner."""
     serve = WorkLoop._serve
 
     async def acked_first(self: WorkLoop, message: Any, *rest: Any) -> None:
@@ -57,7 +57,7 @@ def ack_before_claim() -> AbstractContextManager[Any]:
 
 
 def epoch_not_compared() -> AbstractContextManager[Any]:
-    """A worker takes whatever is pending, whichever placement its message is of."""
+    """A worker claims whatever is pending, even by a message of another placement."""
 
     def careless(queued: GenerationTask, record: GenerationTask | None, **rest: Any) -> Any:
         if record is not None:
@@ -81,7 +81,7 @@ class _BlindEntries:
 
 
 class _BlindLink:
-    """A link with such entries."""
+    """A link with `_BlindEntries`."""
 
     def __init__(self, link: NatsLink) -> None:
         self._link, self.entries = link, _BlindEntries(link.entries)
@@ -121,12 +121,12 @@ def settle_without_compare_and_set() -> AbstractContextManager[Any]:
 
 
 def looked_at_once() -> AbstractContextManager[Any]:
-    """A task that came due does not come again: a look that failed was the last one."""
+    """A task that was due once is not looked at again, even if the look failed."""
     return patch("gateway.boards.deadlines.AGAIN_S", 1e9)
 
 
 def moved_without_compare_and_set() -> AbstractContextManager[Any]:
-    """Whoever looks writes what is due, whatever the record says by now."""
+    """A sweeper writes what is due, whatever the record says by now."""
 
     async def blind(self: Sweeper, task: GenerationTask, revision: int, now: datetime) -> Any:
         return self._tasks.record(task, await self._link.entries.put(TASKS, task.id, encode_task(task)), now)
@@ -135,7 +135,7 @@ def moved_without_compare_and_set() -> AbstractContextManager[Any]:
 
 
 def acts_before_it_has_caught_up() -> AbstractContextManager[Any]:
-    """A gateway judges leases as soon as it is connected again, by what it knew before."""
+    """A gateway judges leases as soon as it is connected again, by what it knew before the break."""
     decide = gateway.rules.due.due_action
     stack = contextlib.ExitStack()
     stack.enter_context(patch.object(Sweeper, "_has_caught_up", lambda _: True))
@@ -145,7 +145,7 @@ def acts_before_it_has_caught_up() -> AbstractContextManager[Any]:
 
 
 def no_slow_look() -> AbstractContextManager[Any]:
-    """What a watch has missed is missed for good."""
+    """A gateway never learns of a record that its watch has missed."""
 
     async def never(_: SlowLook) -> None:
         await asyncio.Event().wait()
@@ -166,7 +166,7 @@ def record_before_message() -> AbstractContextManager[Any]:
 
 
 def nobody_completes_a_requeue() -> AbstractContextManager[Any]:
-    """Whoever moved a record and died before it published had queued it, the others think."""
+    """A gateway moves a record and dies before it publishes the message. The others take the task for queued."""
     at = gateway.rules.due.look_at
     return patch("gateway.boards.deadlines.look_at", lambda task, **_: at(task, is_placed=True))
 
@@ -190,7 +190,7 @@ def attempts_not_counted() -> AbstractContextManager[Any]:
 
 
 def age_not_checked() -> AbstractContextManager[Any]:
-    """A worker takes what it finds in the degraded queue, however old."""
+    """A worker claims what it finds in the degraded queue, however old."""
     never: Callable[..., bool] = lambda *_: False  # noqa: E731
     stack = contextlib.ExitStack()
     stack.enter_context(patch.object(lane_worker.runtime.claiming, "is_overdue", never))
@@ -213,7 +213,7 @@ def promise_forgotten() -> AbstractContextManager[Any]:
 
 
 def message_of_the_refused_stays() -> AbstractContextManager[Any]:
-    """What ended in the queue keeps its place there."""
+    """A task that ended in the queue keeps its place there."""
 
     async def nothing(*_: Any, **__: Any) -> None:
         pass
@@ -225,7 +225,7 @@ def message_of_the_refused_stays() -> AbstractContextManager[Any]:
 
 
 def loser_deletes_the_video() -> AbstractContextManager[Any]:
-    """A worker whose result was not taken removes the file, also when the record publishes it."""
+    """A worker whose result was refused removes the video, even if the record publishes it."""
 
     async def careless(self: Settlement, _: GenerationTask | None) -> None:
         await delete_or_leave(self._artifacts, self._held.task.video_path)
@@ -239,7 +239,7 @@ def one_file_for_all_epochs() -> AbstractContextManager[Any]:
 
 
 def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
-    """A full queue is answered with a refusal, and a record is made all the same."""
+    """A gateway refuses a request because the queue is full, and makes a record all the same."""
     publish = Queueing.publish
 
     async def careless(self: Queueing, task: GenerationTask) -> Any:
@@ -255,18 +255,18 @@ def full_is_refused_and_recorded() -> AbstractContextManager[Any]:
 
 
 def goes_on_blindly() -> AbstractContextManager[Any]:
-    """A watch goes on after the last sequence that it received, whatever is there now."""
+    """A watch goes on after the last sequence that it received, whatever the stream holds now."""
     return patch("ops.nats.stream_proof.judged", lambda **_: Verdict.SAME)
 
 
 def proof_of_a_later_time() -> AbstractContextManager[Any]:
-    """A write after a break counts as proof that nothing from before it is lost."""
+    """A write after a break counts as proof that nothing from before the break is lost."""
     note = KnownStream.note
     return patch.object(KnownStream, "note", lambda self, mark, _: note(self, mark, self._cuts))
 
 
 def doubts_forgotten() -> AbstractContextManager[Any]:
-    """What was written between a break and the watch's look is not remembered when the next break comes first."""
+    """A watch forgets what was written between a break and its look, if the next break comes before the look."""
     note = KnownStream.note
 
     def before(self: KnownStream, mark: Mark, cuts: int) -> None:
@@ -277,7 +277,7 @@ def doubts_forgotten() -> AbstractContextManager[Any]:
 
 
 def not_asked_again() -> AbstractContextManager[Any]:
-    """A watch follows what it has proven to be its bucket, without a look whether it still is."""
+    """A watch follows what it has proven to be its bucket, without checking that it still is."""
 
     async def trust(_: Watch, __: Any) -> None:
         pass
@@ -285,11 +285,11 @@ def not_asked_again() -> AbstractContextManager[Any]:
     return patch.object(Watch, "_require_unchanged", trust)
 
 
-# ── what the model found, put back as it was ─────────────────────────────────────────────────────────────────────────
+# ── what the model found: the old code is put back ────────────────────────────────────────────────────────────────────
 
 
 def given_back_and_taken_again() -> AbstractContextManager[Any]:
-    """A worker that gave a task up runs it again when its message comes again."""
+    """A worker that gave a task up runs it again when the server redelivers its message."""
 
     def before(queued: GenerationTask, record: GenerationTask | None, **rest: Any) -> Any:
         if record is not None and record.epoch == queued.epoch and record.owner == rest["owner"]:
@@ -300,7 +300,7 @@ def given_back_and_taken_again() -> AbstractContextManager[Any]:
 
 
 def another_model() -> AbstractContextManager[Any]:
-    """A lane takes the record of another model, whose request came with the same key."""
+    """A lane claims the record of another model, whose request came with the same key."""
 
     def before(queued: GenerationTask, record: GenerationTask | None, **rest: Any) -> Any:
         if record is not None:
@@ -311,7 +311,8 @@ def another_model() -> AbstractContextManager[Any]:
 
 
 def forgotten_by_the_server() -> AbstractContextManager[Any]:
-    """`queue_overloaded` although an earlier try was stored, so long ago that the server does not know it any more."""
+    """A gateway answers `queue_overloaded` although an earlier try was stored. That was so long ago that the server no
+    longer knows its id."""
     return patch("gateway.placing.queueing.DEGRADED_MAX_AGE_S", 1e9)
 
 
@@ -327,7 +328,7 @@ def acked_into_the_hand() -> AbstractContextManager[Any]:
 
 
 Plant = Callable[[], AbstractContextManager[Any]]
-# The invariant of webhooks: its bugs show in runs that have them.
+# The invariant of webhooks: bugs that break it show in runs with webhooks.
 WEBHOOKS: Final = "11"
 # the bug, the invariant that it breaks, and the first seed that shows it
 PLANTS: Final[tuple[tuple[Plant, str, int], ...]] = (

@@ -21,7 +21,7 @@ from ops.nats.records import Change, Moved
 
 
 def displaces_the_claimed() -> AbstractContextManager[Any]:
-    """A request of a higher class takes the place of whatever has not ended."""
+    """A request of a higher class takes the place of any task that has not ended."""
 
     def careless(task: GenerationTask, arrival: Priority) -> bool:
         return task.priority.rank > arrival.rank and not task.status.is_terminal
@@ -38,7 +38,7 @@ def displaces_the_claimed() -> AbstractContextManager[Any]:
 
 
 class _BlindBoard:
-    """A task board that moves a task from what is in memory, whatever its record says."""
+    """A task board that moves a task by what is in memory, whatever its record says."""
 
     def __init__(self, board: TaskBoard) -> None:
         self._board = board

@@ -18,7 +18,7 @@ from gateway.webhooks.making import Making
 
 
 def delivered_only_of_what_comes() -> AbstractContextManager[Any]:
-    """A gateway that takes over makes the deliveries of what it sees from then on, as behind a cursor."""
+    """A gateway that takes over makes deliveries only for what it sees from then on, as if it followed a cursor."""
 
     async def nothing(_: Making) -> None:
         pass
@@ -27,12 +27,12 @@ def delivered_only_of_what_comes() -> AbstractContextManager[Any]:
 
 
 def sent_is_delivered() -> AbstractContextManager[Any]:
-    """A delivery is over when it was sent, whatever the receiver answers."""
+    """A delivery is over once it is sent, whatever the receiver answers."""
     return patch.object(gateway.webhooks.delivering, "verdict", lambda *_, **__: Delivered())
 
 
 def delivered_what_was_meant() -> AbstractContextManager[Any]:
-    """A worker's claim is told as if it had ended well already."""
+    """A gateway delivers `task.done` already when a worker claims the task."""
 
     def early(task: GenerationTask) -> Iterator[Happened]:
         yield from happened(task)
@@ -43,7 +43,8 @@ def delivered_what_was_meant() -> AbstractContextManager[Any]:
 
 
 def silent_about_the_cancelled() -> AbstractContextManager[Any]:
-    """As it was: nobody is told of a task that was cancelled while its caller was held, which is answered with it."""
+    """The old code: no event for a task that was cancelled while its caller was held, although the caller is answered
+    with that task."""
 
     def before(task: GenerationTask) -> Iterator[Happened]:
         if task.attempt or task.promised:

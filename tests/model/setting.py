@@ -68,7 +68,7 @@ def request_of(model: str, *, image: bool) -> AcceptedRequest:
 
 @lru_cache
 def heartbeat_of(model: str, number: int, state: LaneState) -> bytes:
-    """A heartbeat that stays fresh: when a lane falls silent is the business of another test."""
+    """A heartbeat that stays fresh: another test is about lanes that fall silent."""
     return msgspec.json.encode(
         LaneHeartbeat(
             model=model,

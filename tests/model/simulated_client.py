@@ -42,7 +42,7 @@ class SimulatedClient:
         self.leave()
 
     def leave(self) -> None:
-        """The connection is over, for good."""
+        """The connection closes for good."""
         self.is_connected = False
         if self in self.network.clients:
             self.network.clients.remove(self)
@@ -62,7 +62,7 @@ class SimulatedClient:
         self._start(self._on_lost())
 
     def mend(self) -> None:
-        """The connection stands again."""
+        """The connection is back."""
         if not self.is_connected:
             self.is_connected = True
             self._start(self._on_back())
@@ -106,7 +106,7 @@ class SimulatedClient:
         name = subject.rpartition("STREAM.INFO.")[2]
         if name != subject:
             return await self.call(f"info {name}", lambda: self._info(name), lane="info")
-        # a question among processes: who answers does so at once, or the asker's time is over
+        # a request to other processes: a responder answers at once, or the request times out
         return await self.call(f"ask {subject}", lambda: self._ask(subject), lane=f"ask {subject}")
 
     def _info(self, name: str) -> Any:
@@ -230,7 +230,7 @@ class SimulatedClient:
             if is_awaited[0]:
                 following.begin(present)
             else:
-                following.end()  # the subscription, on which it would come, is closed
+                following.end()  # its caller has given up and closed the subscription
             return following
 
         try:

@@ -63,7 +63,7 @@ class Delivered:
 
 
 class Subscription:
-    """A subscription, with as much of nats-py's as is used."""
+    """A subscription, with the part of nats-py's that the product uses."""
 
     def __init__(self, close: Callable[[], None]) -> None:
         self._close = close
@@ -73,9 +73,10 @@ class Subscription:
 
 
 class SimulatedFollowing:
-    """What `NatsClient.follow` makes. Its messages come in their order, some time, and its end is noticed, some time.
+    """What `NatsClient.follow` makes. Its messages arrive in order, at some time. The process notices its end at some
+    time.
 
-    A silence is noticed at once, and not after the heartbeats that did not come: how long that takes is not of the
+    The process notices a silence at once, and not after the missed heartbeats: how long those take is no part of the
     protocol.
     """
 
@@ -113,19 +114,19 @@ class SimulatedFollowing:
         self.end()
 
     def end(self) -> None:
-        """It brings nothing any more, not even what is on its way."""
+        """It delivers nothing any more, not even what is on its way."""
         if self.is_open:
             self.is_open = False
             self._client.followings.remove(self)
             self.detach()
 
     def detach(self) -> None:
-        """The server has nothing more for it. What the process has received already is still handed on."""
+        """The server sends it nothing more. It still hands on what the process has already received."""
         if self.bring in self._stream.on_stored:
             self._stream.on_stored.remove(self.bring)
 
     def is_deleted(self) -> None:
-        """The server has it no more: what is on its way still comes, and then it falls silent."""
+        """The server has deleted its consumer: it ends at once, and notifies the watch."""
         if self.is_open:
             self.end()
             with self._client.network.loop.running():
@@ -133,7 +134,7 @@ class SimulatedFollowing:
 
 
 class PullSubscription:
-    """A bound pull consumer. A fetch of usual length waits for as long as it takes, as the product's loop of fetches
+    """A bound pull consumer. A fetch of the usual length waits until messages come, as the product's loop of fetches
     does."""
 
     def __init__(self, client: "SimulatedClient", consumer: Consumer, name: str) -> None:
@@ -158,7 +159,7 @@ class PullSubscription:
         return messages
 
     def _asks(self) -> bool:
-        # the last request of a process that was stopped is over after a while
+        # the last fetch of a stopped process expires after a while
         host = self._client.host
         return host is None or not host.stopped or self._client.network.now_s <= host.stopped_s + FETCH_TIMEOUT_S
 

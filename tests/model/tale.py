@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Tale:
-    """A story, where one *is_tracing*."""
+    """The story of a run, kept only if *is_tracing*."""
 
     def __init__(self, world: "World", *, is_tracing: bool) -> None:
         self._world, self.is_tracing = world, is_tracing

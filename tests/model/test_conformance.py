@@ -38,7 +38,7 @@ KEPT: Final = 16  # no bucket keeps more revisions of a task
 MAX_AGE_S: Final = 1.0
 ACK_WAIT_S: Final = 1.0
 WINDOW_S: Final = 1.5
-# What the real server may take over an expiry or a redelivery, when this machine is busy.
+# How late the real server may expire or redeliver a message when this machine is busy.
 LATE_S: Final = 1.5
 
 
@@ -94,7 +94,7 @@ async def limits(broker: Broker) -> None:
 
 
 async def duplicates(broker: Broker) -> None:
-    """An id is known for the window, whatever became of its message."""
+    """The server knows an id for the duplicate window, whatever became of its message."""
     link, stream = broker.link, lane_stream("duplicates")
     first = await broker.publish("duplicates", "gone", message_id="gone.0")
     assert not first.duplicate
@@ -118,7 +118,7 @@ async def duplicates(broker: Broker) -> None:
 
 
 async def expiry(broker: Broker) -> None:
-    """A message goes at its age also while a worker holds it, and its ack succeeds all the same (design §10.2)."""
+    """A message expires at its age even while a worker holds it, and its ack succeeds all the same (design §10.2)."""
     link = broker.link
     ack = await link.messages.publish(work_subject("degraded", "any", "t"), b"t", message_id="t.0")
     await link.messages.publish(work_subject("degraded", "any", "u"), b"u", message_id="u.0")
@@ -138,7 +138,7 @@ async def expiry(broker: Broker) -> None:
 
 
 async def compare_and_set(broker: Broker) -> None:
-    """One key moves by its revision only; a deletion marker is one too."""
+    """A key changes only by its current revision; a deletion marker is a revision too."""
     link = broker.link
     first = await link.entries.create(TASKS, "cas", b"1")
     assert await broker.refusal(link.entries.create(TASKS, "cas", b"x")) == 10071
@@ -159,7 +159,7 @@ async def compare_and_set(broker: Broker) -> None:
 
 
 async def compare_and_set_again(broker: Broker) -> None:
-    """A compare-and-set that is sent again is refused, also with its Nats-Msg-Id: the revision is looked at first."""
+    """A repeated compare-and-set is refused, even with its Nats-Msg-Id: the server checks the revision first."""
     headers = {"Nats-Expected-Last-Subject-Sequence": "0"}
     call = ("$KV.tasks.twice", b"1")
     await broker.link.messages.publish(*call, message_id="twice", headers=headers)
@@ -182,7 +182,8 @@ async def history(broker: Broker) -> None:
 
 
 async def proofs(broker: Broker) -> None:
-    """By what a watch finds out whether its stream went back: when it was made, its end, and what stands where."""
+    """How a watch finds out whether its stream went back: its creation time, its last sequence, and the message at a
+    sequence."""
     link, stream = broker.link, bucket_stream(TASKS)
     first = await link.entries.put(TASKS, "proofs", b"0")
     begun = await link.streams.state(stream)
@@ -201,7 +202,7 @@ async def proofs(broker: Broker) -> None:
 
 
 async def written(broker: Broker) -> None:
-    """Which keys were written between two sequences, and where each stood last; one that moved on since is left out."""
+    """The keys whose last write is between two sequences, with its sequence. A key written later is left out."""
     link = broker.link
     before = (await link.streams.state(bucket_stream(TASKS))).last_seq
     revisions = {key: [await link.entries.put(TASKS, f"written-{key}", b"x") for _ in range(2)] for key in "ab"}
@@ -215,7 +216,7 @@ async def written(broker: Broker) -> None:
 
 
 async def redelivery(broker: Broker) -> None:
-    """What is not acked comes again after ack_wait, until it is; a message is with one worker at a time."""
+    """The server redelivers a message after ack_wait until it is acked; one worker at a time has it."""
     link, stream = broker.link, lane_stream("redelivery")
     for name in ("acked", "silent", "bad"):
         await broker.publish("redelivery", name)
@@ -241,7 +242,7 @@ async def redelivery(broker: Broker) -> None:
 
 
 async def keeping(broker: Broker) -> None:
-    """What is said to be in progress is not delivered again, for as long as that is said; then it is."""
+    """The server does not redeliver a message while its worker reports it in progress; afterwards it does."""
     link, stream = broker.link, lane_stream("keeping")
     for name in ("kept", "silent"):
         await broker.publish("keeping", name)
@@ -263,7 +264,7 @@ async def keeping(broker: Broker) -> None:
 
 
 async def removal(broker: Broker) -> None:
-    """Purging a subject takes a message away that was not delivered yet, and one that was."""
+    """Purging a subject removes a message that was not delivered yet, and one that was."""
     link, stream = broker.link, lane_stream("removal")
     for name in ("one", "two", "three"):
         await broker.publish("removal", name)
@@ -304,7 +305,7 @@ async def _now(value: Any) -> Any:
 
 
 def short(spec: StreamSpec) -> StreamSpec:
-    """*spec* with windows that a test can wait for."""
+    """*spec* with windows short enough for a test."""
     consumers = tuple(replace(consumer, ack_wait_s=ACK_WAIT_S) for consumer in spec.consumers)
     if spec.name == DEGRADED:
         return replace(spec, max_age_s=MAX_AGE_S, duplicate_window_s=MAX_AGE_S, consumers=consumers)
@@ -322,7 +323,7 @@ def wanted() -> Topology:
 
 
 async def run_all(url: str, network: Network | None) -> dict[str, BaseException | None]:
-    """What came of each scenario."""
+    """The outcome of each scenario."""
     link = await NatsLink.connect(url, name="conformance")
     await provision(link, wanted())
     assert await provision(link, wanted()) == []
@@ -334,7 +335,7 @@ async def run_all(url: str, network: Network | None) -> dict[str, BaseException 
 
 @pytest.fixture(scope="module", params=["simulated", "real"])
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What came of the scenarios on one of the servers."""
+    """The outcomes of the scenarios on one of the servers."""
     if request.param == "simulated":
         network = Network()
         use(network)

@@ -1,5 +1,5 @@
-"""What the model found in the product, as short as it could be made: each story breaks an invariant with the code as it
-was before, and none with the code as it is."""
+"""What the model found in the product, as stories that are as short as possible: each breaks an invariant with the old
+code, and none with the code as it is."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -26,8 +26,8 @@ from tests.model.world import World
 
 
 def settle(world: World, *, but: str = "nothing") -> Operation | None:
-    """All that is under way happens, in order, until nothing is left or only what begins with *but*, the first of which
-    is returned."""
+    """All that is under way happens, in order, but for the operations that begin with *but*. Returns the first of
+    these."""
     while True:
         held = None
         for operation in world.network.possible():
@@ -53,7 +53,7 @@ def stop_sweepers(world: World) -> None:
 
 def claimed_without_ack(world: World, *, run_s: float) -> None:
     """A lane has claimed a task that it will give up; its ack is lost, and no sweeper lives."""
-    world.mishaps.stop("anisora-1")  # so that the message comes again to the same worker
+    world.mishaps.stop("anisora-1")  # so that the message is redelivered to the same worker
     world.runs.append(("gave up", run_s))
     world.clients.post("gateway-0", "anisora", is_async=True)
     ack = settle(world, but="ack lane.")
@@ -64,13 +64,14 @@ def claimed_without_ack(world: World, *, run_s: float) -> None:
 
 
 def a_task_that_was_given_up_comes_again(world: World) -> None:
-    """The message is delivered again before a sweeper has looked at the lease that was given back."""
+    """The message is redelivered before a sweeper has looked at the lease that was given back."""
     claimed_without_ack(world, run_s=1.0)
     world.time.live(8.0)
 
 
 def two_bodies_with_one_key(world: World) -> None:
-    """Both are queued, each for its model, before either is recorded; the recorded one is not claimed at once."""
+    """Both requests are queued, each for its model, before either is recorded. The recorded one is not claimed at
+    once."""
     for worker in ("anisora-0", "anisora-1", "phr00t-0"):
         world.mishaps.stop(worker)
     world.clients.post("gateway-0", "anisora", is_async=True, key="k")
@@ -81,7 +82,8 @@ def two_bodies_with_one_key(world: World) -> None:
 
 
 def a_gateway_stops_for_longer_than_the_server_remembers(world: World) -> None:
-    """Its publish is stored and unanswered; the task runs; when it tries again, the queue is full."""
+    """The gateway's publish is stored and unanswered, and the task runs. When the gateway tries again, the queue is
+    full."""
     no_lanes(world)
     world.clients.post("gateway-0", "anisora", is_async=True)
     publish = next(operation for operation in world.network.possible() if operation.what.startswith("publish degraded"))
@@ -98,7 +100,7 @@ def a_gateway_stops_for_longer_than_the_server_remembers(world: World) -> None:
 
 
 def a_claim_is_stored_too_late(world: World) -> None:
-    """Sent in time and stored after the limit, its answer lost: the worker finds its own claim."""
+    """The claim is sent in time and stored after the limit, and its answer is lost: the worker finds its own claim."""
     no_lanes(world)
     world.mishaps.stop("degraded-0")
     world.clients.post("gateway-0", "anisora", is_async=True)
@@ -116,8 +118,8 @@ def a_claim_is_stored_too_late(world: World) -> None:
 
 
 def a_claim_that_no_watch_brings(world: World) -> None:
-    """The gateway queues a task, and its record is lost on the way; the worker that takes it makes the record, of which
-    neither gateway hears, and dies."""
+    """The gateway queues a task, and the write of its record is lost. The worker that takes the task makes the record,
+    of which neither gateway hears, and dies."""
     world.runs.append(("done", 45.0))
     world.mishaps.stop("anisora-1")
     world.clients.post("gateway-0", "anisora", is_async=True)
@@ -139,7 +141,7 @@ def a_claim_that_no_watch_brings(world: World) -> None:
 
 
 def a_write_of_after_the_loss_is_acked_before_the_watch_looks(world: World) -> None:
-    """The newest acked write is there, and an older one that was reported is not."""
+    """The stream holds the newest acked write, but not an older one that was reported."""
     world.mishaps.copy_store()
     world.clients.post("gateway-0", "anisora", is_async=True)
     world.time.live(5.0)
@@ -167,7 +169,7 @@ def what_was_written_before_the_watch_looked_is_lost(world: World) -> None:
 
 
 def a_bucket_is_made_anew_before_the_watch_follows_it(world: World) -> None:
-    """The watch has proven that the bucket is the one that it followed, and has no consumer yet."""
+    """The watch has proven that the bucket is the one that it followed before, and has no consumer yet."""
     world.clients.post("gateway-0", "anisora", is_async=True)
     world.time.live(5.0)
     world.mishaps.cut("gateway-1")

@@ -1,4 +1,4 @@
-"""The model finds bugs: each that is planted is found, by the seed that found it first or by a search."""
+"""The model finds bugs: it finds each planted one, by the seed that found it first or by a search."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.model.invariants import Violation
 from tests.model.patches import simulated_product
 from tests.model.planted import PLANTS, WEBHOOKS, Plant
 
-# Other code takes other turns: where the seed does not show the bug any more, a search does.
+# A change of the code changes the turns of a run: where the seed does not show the bug any more, a search does.
 SEARCHED: int = 1_500
 
 

@@ -1,4 +1,4 @@
-"""The protocol of design §4, searched: the product's own code on a simulated server, where around every effect another
+"""A search of the protocol of design §4: the product's own code on a simulated server. Around every effect, another
 process may come between, a process may die, or an answer may be lost. `make model` searches for longer."""
 
 from typing import Final
@@ -17,7 +17,7 @@ from tests.model.setting import MODELS
 from tests.model.test_found import settle
 from tests.model.world import World
 
-# The same ones each time: about 8 s of computing together.
+# The same examples and seeds each time: together about 8 s of CPU time.
 EXAMPLES: Final = 40
 SEEDS: Final = 80
 WEBHOOK_SEEDS: Final = 20
@@ -25,7 +25,7 @@ WEBHOOK_SEEDS: Final = 20
 
 def test_hypothesis_breaks_no_invariant() -> None:
     profile = settings(
-        deadline=None,  # a step takes as long as the machine is busy
+        deadline=None,  # on a busy machine a step may take any time
         max_examples=EXAMPLES,
         stateful_step_count=40,
         derandomize=True,
@@ -49,14 +49,14 @@ def test_receivers_of_webhooks_are_told_what_became_of_their_tasks() -> None:
 
 
 def test_a_bucket_made_anew_has_other_messages_under_the_same_numbers() -> None:
-    """A power cut takes them, whatever stood there when the store was copied. Found by `make model`, in story 1290."""
+    """A power cut loses them, whatever the copy of the store has there. Found by `make model`, in story 1290."""
     first, second = (Stored(3, f"$KV.tasks.{task}", b"", {}, 0.0) for task in ("first", "second"))
     assert ids_that_differ({3: second}, {3: first}) == {"first", "second"}
     assert ids_that_differ({3: first}, {3: first}) == set()
 
 
 def test_an_idle_worker_owes_nothing_to_a_task_past_its_deadline() -> None:
-    """The worker leaves it to whoever ends it (rule 1 of the order). Found by `make model`, in story 1450."""
+    """The worker leaves it to the sweeper that ends it (rule 1 of the order). Found by `make model`, in story 1450."""
     with simulated_product():
         world = World()
         try:
@@ -75,8 +75,8 @@ def test_an_idle_worker_owes_nothing_to_a_task_past_its_deadline() -> None:
 
 
 def test_a_worker_that_looks_at_what_waits_is_not_idle() -> None:
-    """Two lanes end at one moment, and share what waits: one of them has a task in its hand, and waits 0.1 s for more.
-    Found by `make model`, in story 1855."""
+    """Two lanes end their tasks at one moment and share what waits: one of them has a task in its hand, and waits 0.1 s
+    for more. Found by `make model`, in story 1855."""
     with simulated_product():
         world = World()
         try:
@@ -92,8 +92,8 @@ def test_a_worker_that_looks_at_what_waits_is_not_idle() -> None:
 
 
 def test_a_write_that_was_under_way_when_the_connection_broke_was_decided_before() -> None:
-    """It may be stored when the connection stands again: the owner had had its time. Found by `make model`, in story
-    1382."""
+    """The server may store it when the connection is back: the owner had had its time to renew. Found by `make model`,
+    in story 1382."""
     with simulated_product():
         world = World()
         try:

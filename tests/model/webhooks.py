@@ -1,5 +1,5 @@
-"""Webhooks in the simulated system: the product's own `Webhooks`. Played are the receivers, and the key that expires by
-which one gateway leads (`ops/nats/leader.py`): the simulated server has no such keys."""
+"""Webhooks in the simulated system: the product's own `Webhooks`. The receivers are played. So is the expiring key by
+which one gateway leads (`ops/nats/leader.py`), because the simulated server has no such keys."""
 
 import asyncio
 from collections.abc import Mapping
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 WEBHOOK: Final = TaskWebhook(url="https://receiver.example/hook", events=DEFAULT_EVENTS)
 # A Fernet key of the model alone.
 SEALING_KEY: Final = "bW9kZWxtb2RlbG1vZGVsbW9kZWxtb2RlbG1vZGVsbW8="
-# A receiver that did not answer is tried again so soon, and as often as it takes.
+# The waits before each retry to a receiver that did not answer: short, and more than a run needs.
 WAITS_S: Final = (1.0,) * 9
-# By then all that is owed was made and sent, once everything is mended: a look at every record, and what comes of it.
+# This long after everything is mended, all deliveries that are owed are made and sent: a look at every record, and what
+# comes of it.
 DELIVERED_S: Final = 45.0
 
 
@@ -33,7 +34,7 @@ class Lead:
 
 
 class PlayedLeader:
-    """The candidacy of one gateway, as `Leader` has it."""
+    """The candidacy of one gateway, in the place of `Leader`."""
 
     def __init__(self, _: object, **__: object) -> None:
         self._host = cast("ModelHost", HOST.get())

@@ -2,7 +2,7 @@
 killed, stopped or cut off between any two effects.
 
 What they do is the product's own code: `Admission`, `Holds`, `Sweeper`, `WorkLoop` and what they use, on `NatsLink`.
-Played are the clients, the pipelines (`Runner`) and the artifact store.
+The clients, the pipelines (`Runner`) and the artifact store are played.
 """
 
 from typing import Final
@@ -104,7 +104,7 @@ class World:
         host = self.network.acting
         worker = host if isinstance(host, WorkerHost) else None
         owner, stream = (worker.owner, worker.stream) if worker is not None else (None, None)
-        # a write that was asked for before the connection broke may still be under way when it stands again
+        # a write that was asked for before the connection broke may still be under way when the connection is back
         if isinstance(host, GatewayHost) and self.network.asked > host.connected:
             self.ledger.check_lease(stored, host, self.network.asked_s - host.connected_s)
         self.ledger.on_record(stored, host, owner, stream)
@@ -122,13 +122,13 @@ class World:
         return self._ids_of.get(call.number, [])
 
     def unexpected(self, host: Host, error: BaseException) -> None:
-        """*host* raised what it should not."""
+        """*host* raised an error that it should not."""
         violation = error if isinstance(error, Violation) else Violation(f"{host.name} raised {error!r}")
         violation.__cause__ = None if violation is error else error
         self._surprise = self._surprise or violation
 
     def ended(self, host: ModelHost) -> None:
-        """*host* came to its end by itself; it is started again."""
+        """*host* ended by itself; the supervisor restarts it."""
         self.mishaps.crash(host.name, by_itself=True)
 
     def next_run(self, task: GenerationTask) -> tuple[str, float]:
@@ -136,7 +136,7 @@ class World:
         return self.runs.pop(0) if self.runs else self.default_run
 
     def check(self) -> None:
-        """Raises what was found."""
+        """Raises the violation that was found, if there is one."""
         if self._surprise is not None:
             raise self._surprise
         if self.loop.unexpected:
@@ -145,7 +145,7 @@ class World:
             raise Violation(f"unexpected: {ERRORS.pop()}")
 
     def lane_says(self, model: str, number: int, state: LaneState | None) -> None:
-        """What gateways hear of a lane, whatever is true of it; None: that it left."""
+        """What gateways hear of a lane, whether it is true or not; None: the lane left."""
         self.tale.note(f"lane {model}-{number} says {state}")
         subject = bucket_subject(LANES, f"{model}.{model}-{number}")
         headers = {"KV-Operation": "DEL"} if state is None else {}
