@@ -1,4 +1,4 @@
-"""What `make` runs beside the tests: chaos, overload, failover, soak and others."""
+"""What `make` runs in addition to the tests: chaos, overload, failover, soak and others."""
 
 from tests.kit import reaper
 

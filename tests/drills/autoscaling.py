@@ -1,5 +1,5 @@
-"""`make autoscaling`: the chart on the cluster that KUBECONFIG names, where KEDA is. A load rises and falls, and lanes
-follow it by Warmlane's own demand. It makes a namespace of its own and removes it again.
+"""`make autoscaling`: the chart on the cluster that KUBECONFIG names, which must have KEDA. A load rises and falls, and
+lanes follow it by Warmlane's own demand. The drill makes a namespace of its own and removes it again.
 """
 
 import json
@@ -24,10 +24,10 @@ SELECTED: Final = f"app.kubernetes.io/component=lane,warmlane/model={MODEL}"
 CRD: Final = "scaledobjects.keda.sh"
 SECRET: Final = "demand"
 LOOK_EVERY_S: Final = 2.0
-# How long a load stays as it is, beyond what has to be waited for: lanes that the autoscaler would add or remove
-# without need would show in this time.
+# How long a load stays the same after its lanes have followed it: a lane that the autoscaler adds or removes without
+# need shows in this time.
 STAYS_S: Final = 30.0
-# The autoscaler, a cold start and a cool-down for each lane, on a machine that is slow.
+# Enough for the autoscaler, a cold start and a cool-down for each lane, on a slow machine.
 FOLLOWS_S: Final = 1_800.0
 
 
@@ -86,7 +86,7 @@ def _is_ready(pod: dict[str, Any]) -> bool:
 
 
 def demand_shown(found: list[dict[str, Any]]) -> float | None:
-    """The demand for each lane, as the autoscaler was told last."""
+    """The demand for each lane that the autoscaler read last."""
     for each in found:
         if each["kind"] == "HorizontalPodAutoscaler":
             for metric in each.get("status", {}).get("currentMetrics") or []:
@@ -96,7 +96,7 @@ def demand_shown(found: list[dict[str, Any]]) -> float | None:
 
 
 def let_keda_scale(cluster: Cluster, options: dict[str, Any]) -> None:
-    """A key with the scope `metrics` for KEDA, and the chart's ScaledObject. Returns when KEDA has taken it over."""
+    """Makes a key with the scope `metrics` for KEDA, and the chart's ScaledObject. Returns when that is ready."""
     key = cluster.admin("warmlane", "keys", "add", "keda", "--scope", "metrics", "--rate", "0").split()[-1]
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": SECRET}, "stringData": {"key": key}}
     cluster.kubectl("apply", "--filename", "-", given=json.dumps(secret))
@@ -115,14 +115,14 @@ def let_keda_scale(cluster: Cluster, options: dict[str, Any]) -> None:
 
 
 def lanes(options: dict[str, Any]) -> list[str]:
-    """One model alone, whose runs take a while: a small cluster has room for its lanes."""
+    """Helm's options for one model only, whose runs take a while: a small cluster has room for its lanes."""
     steps = f"lanes.{MODEL}.env.WARMLANE_STEP_SECONDS={options['step_s']}"
     return ["--set", "lanes.phr00t.replicas=0,degraded.replicas=1", "--set-string", steps]
 
 
 @contextmanager
 def clients(cluster: Cluster, name: str, count: int, options: dict[str, Any]) -> Iterator[Load]:
-    """So many clients, each of which wants one video after the other until the block ends."""
+    """*count* clients, each of which requests one video after the other until the block ends."""
     run = f"{name}-{int(time.time())}"
     with cluster.load(run, [MODEL], clients=count, count=None, profile=options["profile"]) as load:
         load.wait_for("accepted", 1)
@@ -152,7 +152,7 @@ def rise_and_fall(cluster: Cluster, options: dict[str, Any], console: Console) -
         fell_at=fell_at,
         looks=watch.looks,
         pods=list(watch.pods.values()),
-        # what was shown of lanes is taken from the load that saw all of it
+        # the states of lanes are taken from the load that ran all the time
         said=[*(line for line in more.said if line["what"] != "status"), *always.said],
         most=options["most"],
     )

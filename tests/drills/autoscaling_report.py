@@ -1,4 +1,4 @@
-"""What `make autoscaling` measured, and what it is judged by. Pure."""
+"""What `make autoscaling` measured, and how that is judged. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from msgspec import Struct
 
-# What a lane says on its way out.
+# The states of a lane that is leaving.
 GOES: Final = frozenset({"draining"})
 
 
 class LanePod(Struct, frozen=True, kw_only=True):
-    """A lane's pod, with the moments that the cluster has on record; None: it did not come to that."""
+    """A lane's pod, with the times that the cluster recorded; None: that did not happen."""
 
     name: str
     made_at: datetime
@@ -43,14 +43,14 @@ class Seen(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """What came of it."""
+    """The outcome of a run."""
 
     figures: Mapping[str, str]
     faults: Sequence[str]
 
 
 def merged(pods: Mapping[str, LanePod], found: Sequence[Mapping[str, Any]]) -> dict[str, LanePod]:
-    """*pods* with what the API says of those in *found*: the first moment of each kind stays."""
+    """*pods* with what the API reports of the pods in *found*: the first time of each kind stays."""
     after = dict(pods)
     for each in found:
         metadata = each["metadata"]
@@ -77,8 +77,7 @@ def moment(text: str) -> datetime:
 
 
 def last_state(lane: str, said: Sequence[Mapping[str, Any]]) -> str:
-    """The last state of *lane* before it was on its way out, as `warmlane status` showed it; empty where it showed
-    none."""
+    """The last state of *lane* before it was leaving, as `warmlane status` showed it; empty where it showed none."""
     states = [
         each["state"]
         for line in said
@@ -90,10 +89,10 @@ def last_state(lane: str, said: Sequence[Mapping[str, Any]]) -> str:
 
 
 def judge(seen: Seen) -> Verdict:
-    """What a run has to show.
+    """Judges a run.
 
-    1. Lanes follow: as many as may be while the load is high, and one in the end.
-    2. No task that was accepted is lost, ends twice or fails, and none was begun twice: no run was interrupted.
+    1. Lanes follow: as many as are allowed while the load is high, and one in the end.
+    2. No accepted task is lost, ends twice, fails or was begun twice: no run was interrupted.
     """
     ended = [each for each in seen.said if each["what"] == "ended"]
     records = [each for each in seen.said if each["what"] == "records"]
@@ -140,7 +139,7 @@ def judge(seen: Seen) -> Verdict:
 
 
 def changes(looks: Sequence[Look]) -> list[Look]:
-    """The looks at which something was another than before."""
+    """The looks at which something had changed."""
     found: list[Look] = []
     for look in looks:
         if not found or _counts(look) != _counts(found[-1]):

@@ -1,4 +1,4 @@
-"""`make chaos`: a whole system under steady load, its processes killed, stopped and restarted from a printed seed.
+"""`make chaos`: a whole system under steady load, whose processes a printed seed has killed, stopped and restarted.
 
 Everything that clients and a watcher saw goes into a history, which `tests.faults.checker` judges. Exits with 1 on any
 violation.
@@ -38,10 +38,10 @@ from tests.faults.story import Violation
 from tests.kit.receivers import Receiver, answering
 from tests.kit.support import eventually
 
-# A fault every so many seconds, on average.
+# The average time from one fault to the next.
 FAULT_EVERY_S: Final = 6.5
 SETTLE_S: Final = 90.0
-# A task that a planted bug has lost never ends, so waiting for it may be short.
+# A task that a planted bug has lost never ends, so the wait for it may be short.
 SETTLE_PLANTED_S: Final = 15.0
 LATE_S: Final = 5.0
 
@@ -90,7 +90,7 @@ async def chaos(
 
 
 async def _register(fleet: Fleet, receiver: Receiver) -> None:
-    """From now on *receiver* is told of every task."""
+    """Registers *receiver* for the events of every task."""
     async with httpx.AsyncClient(timeout=10) as http:
         url = next(iter(fleet.urls.values()))
         (await http.post(f"{url}/webhooks", json={"url": receiver.url})).raise_for_status()
@@ -145,13 +145,13 @@ class Run:
         finally:
             await end(*keeping)
             await self.clients.close()
-        # what is still to be settled by workers that drain is settled now
+        # workers that drain now settle what was still open
         await self.fleet.stop()
         await self.watcher.catch_up()
         self._artifacts = read_store(self.fleet.store.folder)
 
     async def _settle(self) -> None:
-        """Until everything that was recorded has ended, and the queues are empty; the checker judges what has not."""
+        """Waits until every recorded task has ended, and the queues are empty; the checker judges what has not."""
 
         async def settled() -> bool:
             return self.watcher.all_ended() and self._queues_are_empty() and not self._untold()
@@ -160,14 +160,14 @@ class Run:
             await eventually(settled, within_s=self._settle_s)
 
     def _untold(self) -> list[str]:
-        """The tasks that ended, and of which the receiver was not told; without those of which the server lost
-        something, which may never come."""
+        """The tasks that ended, and whose end the receiver has not got. Tasks of which the server lost something are
+        left out: their deliveries may never come."""
         lost = {revision.task.id for revision in self.watcher.lost}
         tasks = [task for task in self.watcher.latest.values() if task.id not in lost]
         return missing(tasks, self.delivered())
 
     def delivered(self) -> tuple[Delivered, ...]:
-        """What the receiver was sent so far."""
+        """What the receiver has got so far."""
         return tuple(Delivered(each.id, each.task_id, each.type) for each in self._receiver.received)
 
     async def _look(self) -> None:
@@ -227,12 +227,12 @@ class Caught(Struct, frozen=True, kw_only=True):
 
     @property
     def said(self) -> str | None:
-        """What it said of an invariant that the bug breaks; None where it missed that."""
+        """What the checker said of an invariant that the bug breaks; None where it missed that."""
         return next((found.text for found in self.violations if found.rule in self.rules), None)
 
 
 async def catch(name: str, folder: Path, console: Console) -> Caught:
-    """Runs a system with the planted bug *name*, as its row of `PLANTED` says, and lets the checker look."""
+    """Runs a system with the planted bug *name*, as its row of `PLANTED` says, and has the checker judge it."""
     bug = PLANTED[name]
     _, summary = await chaos(
         folder,

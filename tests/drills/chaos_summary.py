@@ -27,7 +27,8 @@ SHOWN: Final = 20
 class Recovery(Struct, frozen=True, kw_only=True):
     """The worst time from a fault of *kind* to the end of the first task that was accepted after it and got its video.
 
-    On the route that it hit, or on the slowest one where it hit all of them. None where no task came after it.
+    Only tasks on the route that the fault hit count; if it hit several, the slowest route does. None where no task came
+    after it.
     """
 
     kind: str
@@ -94,7 +95,7 @@ def summarize(history: History, run: "Run", *, seconds: float) -> Summary:
 
 
 def _fenced(fleet: Fleet, story: Story) -> int:
-    """How often a worker learned that its task was somebody else's by then, and threw its result away."""
+    """How often a worker learned that it no longer owned its task, and discarded its result."""
     count = 0
     for line in fleet.log_events("ownership_lost"):
         last = story.last(line["task_id"])
@@ -104,7 +105,7 @@ def _fenced(fleet: Fleet, story: Story) -> int:
 
 
 def recoveries(story: Story) -> list[Recovery]:
-    """By kind of fault, in the order of their names."""
+    """One for each kind of fault, in the order of their names."""
     ends = sorted(
         (life[-1].at, life[0].task.created_at, life[-1].task.route, life[-1].task.model)
         for life in story.lives.values()
@@ -148,7 +149,7 @@ def _first_done(
 
 
 def report(console: Console, summary: Summary) -> None:
-    """Prints it."""
+    """Prints *summary*."""
     table = Table("fault", "times", "worst recovery", title=f"Chaos, seed {summary.seed}")
     for recovery in summary.recoveries:
         worst = "-" if recovery.worst_s is None else f"{recovery.worst_s:.1f} s"

@@ -1,5 +1,5 @@
-"""`make cluster`: three nats-servers that keep everything three times, killed one after the other under load. Two
-gateways and two workers, each with a folder of its own as on a machine of its own, share a bucket of S3.
+"""`make cluster`: three nats-servers that keep everything three times, and are killed one after the other under load.
+Two gateways and two workers share an S3 bucket. Each has a folder of its own, as on a machine of its own.
 
 Every figure comes from outside: answers from a client, and the records that the servers hold at the end.
 """
@@ -33,11 +33,11 @@ from tests.kit.lanes import heartbeat_of
 from tests.kit.support import eventually
 
 CLIENTS: Final = 8
-# A dead leader is replaced by an election, for which nats-server takes 4 to 9 s.
+# The servers elect a new leader in the place of a dead one, which takes nats-server 4 to 9 s.
 STALL_S: Final = 15.0
 DOWN_S: Final = 2.0
 CALM_S: Final = 2.0
-# A client gives a request so long, with one Idempotency-Key, before it calls it lost.
+# A client retries a request for this long, with one Idempotency-Key, before it gives it up.
 PATIENCE_S: Final = 60.0
 CLIENT_TIMEOUT_S: Final = 60.0
 AGAIN_S: Final = 0.2
@@ -49,11 +49,11 @@ SMALL: Final = {"num_frames": 9, "width": 32, "height": 32}
 
 
 class Load:
-    """Clients that each want one video after the other, and ask again with the same key when they are refused. They
-    share the gateways among them.
+    """Clients that each request one video after the other, and retry with the same key when they are refused. They are
+    spread over the gateways.
 
-    None sends before its last task has ended, or 5 s are over: a slow machine is not overloaded, and there are always
-    some that send while the cluster elects a leader.
+    A client sends its next request when its last task has ended, or after 5 s. So a slow machine is not overloaded, and
+    some client always sends while the cluster elects a leader.
     """
 
     def __init__(self, https: Sequence[httpx.AsyncClient], models: Sequence[str], *, clients: int = CLIENTS) -> None:
@@ -104,8 +104,8 @@ class Load:
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What became of the accepted requests. *doubled*: ended more than once, or moved after its end. *videos*: by task,
-    what was published."""
+    """What became of the accepted requests. *doubled*: ended more than once, or moved after its end. *videos*: the
+    published video of each task."""
 
     accepted: int
     done: int
@@ -116,7 +116,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
 
 
 async def outcome(link: NatsLink, accepted: Sequence[str], *, within_s: float = 90) -> Outcome:
-    """Waits until every accepted task has ended, and reads what its record went through."""
+    """Waits until every accepted task has ended, and reads the history of its record."""
     seen: dict[str, list[GenerationTask]] = defaultdict(list)
 
     def note(entry: Entry) -> None:
@@ -144,7 +144,7 @@ async def outcome(link: NatsLink, accepted: Sequence[str], *, within_s: float = 
 
 
 async def not_served(https: Sequence[httpx.AsyncClient], videos: Mapping[str, VideoFile]) -> int:
-    """How many times a gateway does not send a video of *videos* whole: each is asked for each."""
+    """How many times a gateway does not send a video of *videos* whole. Each gateway is asked for each video."""
     missing = 0
     for http in https:
         for task_id, video in videos.items():
@@ -154,7 +154,7 @@ async def not_served(https: Sequence[httpx.AsyncClient], videos: Mapping[str, Vi
 
 
 class Kill(Struct, frozen=True):
-    """One kill: which node it was, when (monotonic), and when the cluster was whole again."""
+    """One kill: the node's role and name, when it was killed (monotonic), and when the cluster was whole again."""
 
     what: str
     node: str
@@ -163,11 +163,11 @@ class Kill(Struct, frozen=True):
 
 
 async def kill_in_turn(cluster: Cluster, link: NatsLink, *, seconds: float, console: Console) -> list[Kill]:
-    """Kills one node after the other for what it is just then, each as soon as the one before is back."""
+    """Kills one node after the other, chosen by its role at the moment, each as soon as the last one is back."""
     kills: list[Kill] = []
     begun_s = time.monotonic()
     for what in itertools.cycle((f"leader of {DEGRADED}", "meta leader", "the gateway's server", f"leader of {TASKS}")):
-        await asyncio.sleep(CALM_S)  # load on a whole cluster, between two kills
+        await asyncio.sleep(CALM_S)  # between two kills, load runs on a whole cluster
         if time.monotonic() > begun_s + seconds:
             return kills
         match what:
@@ -233,7 +233,7 @@ async def measure(
 
 
 class Verdict(Struct, frozen=True):
-    """One line of the table; *missed_by* is empty when it was met."""
+    """One line of the table; *missed_by* is empty when the aim was met."""
 
     what: str
     measured: str
@@ -242,7 +242,7 @@ class Verdict(Struct, frozen=True):
 
 
 def judge(seen: Seen) -> list[Verdict]:
-    """What the run says."""
+    """The verdicts on a run."""
     load, ends = seen.load, seen.outcome
     stall_s = load.longest_stall_s()
 
@@ -271,7 +271,7 @@ def judge(seen: Seen) -> list[Verdict]:
 
 
 def report(console: Console, seen: Seen, verdicts: Sequence[Verdict]) -> None:
-    """Prints each kill, what was refused meanwhile, and the verdicts."""
+    """Prints each kill, the refusals, and the verdicts."""
     table = Table("killed", "it was", "no request accepted for", "whole again after", title="Kills")
     for kill, following in itertools.zip_longest(seen.kills, seen.kills[1:]):
         until_s = following.at_s if following is not None else seen.load.ended_s
@@ -297,7 +297,7 @@ def report(console: Console, seen: Seen, verdicts: Sequence[Verdict]) -> None:
     help="Where videos are: in a bucket of a SeaweedFS that is started for it, or in a folder that all share.",
 )
 def command(seconds: float, artifacts: str) -> None:
-    """Run three nats-servers and a system on them, kill one after the other, and judge what came of the requests.
+    """Run three nats-servers and a system on them, kill one after the other, and judge what became of the requests.
 
     Exit status 1 on a miss.
     """

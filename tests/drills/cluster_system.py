@@ -60,7 +60,7 @@ class Node:
             self._process.wait(timeout=60)
 
     def monitored(self, path: str) -> dict[str, Any]:
-        """What it says at *path*; nothing when it does not answer."""
+        """What the node's monitoring answers at *path*; nothing when it does not answer."""
         with contextlib.suppress(httpx.HTTPError):
             answer: dict[str, Any] = httpx.get(f"{self.monitor}/{path}", timeout=2, verify=NO_TLS).json()
             return answer
@@ -72,13 +72,13 @@ class Node:
         return self.monitored("healthz").get("status") == "ok"
 
     def last_words(self) -> str:
-        """The end of its log, and how it is."""
+        """The end of the node's log, and its health."""
         tail = "\n".join(self._log.read_text().splitlines()[-15:])
         return f"{self.name}: {self.monitored('healthz') or 'does not answer'}\n{tail}"
 
 
 class Cluster:
-    """Three of them on free ports of the loopback."""
+    """Three nodes on free ports of the loopback."""
 
     def __init__(self, folder: Path) -> None:
         ports = {name: free_port() for name in NODES}
@@ -109,7 +109,7 @@ class Cluster:
     # ── who does what ────────────────────────────────────────────────────────────────────────────────────────────
 
     def meta_leader(self) -> str:
-        """The node that decides where streams are."""
+        """The node that places the streams."""
         return str(eventually_sync(self._meta_leader))
 
     def _meta_leader(self) -> str | None:
@@ -131,7 +131,7 @@ class Cluster:
 
 
 async def stream_leader(link: NatsLink, stream: str) -> str:
-    """The node that decides what *stream* takes."""
+    """The node that decides which messages *stream* accepts."""
 
     async def look() -> str | None:
         with contextlib.suppress(TimeoutError, OSError):
@@ -149,7 +149,7 @@ async def provision_three(link: NatsLink) -> None:
     async def provisioned() -> bool:
         try:
             await provision(link, want)
-        except (TransportUnavailable, ProvisioningRefused):  # refused while a node is not known to be there
+        except (TransportUnavailable, ProvisioningRefused):  # the cluster refuses while it does not know of a node
             return False
         return True
 
@@ -204,8 +204,8 @@ def artifacts_of(kind: str, folder: Path) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def system(cluster: Cluster, folder: Path, environment: Mapping[str, str]) -> Iterator[list[Gateway]]:
-    """Two gateways, a lane of anisora, and a degraded worker, which serves phr00t: real processes, and nothing in
-    common but nats-servers and artifacts."""
+    """Two gateways, a lane of anisora, and a degraded worker, which serves phr00t. They are real processes that share
+    only nats-servers and artifacts."""
     homes = {name: folder / name for name in ("gateway-0", "gateway-1", "lane", "degraded")}
     for home in homes.values():
         home.mkdir()
@@ -225,7 +225,7 @@ def system(cluster: Cluster, folder: Path, environment: Mapping[str, str]) -> It
 
 @contextlib.asynccontextmanager
 async def _started(cluster: Cluster, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[list[Gateway]]:
-    """`system`, without holding up the event loop."""
+    """`system`, without blocking the event loop."""
     context = system(cluster, folder, environment)
     gateways = await asyncio.to_thread(context.__enter__)
     try:

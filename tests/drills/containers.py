@@ -1,9 +1,9 @@
 """`make containers`: builds the images, starts `compose.yaml` as it is, and tries what operators do and what can go
 wrong, where a container engine is.
 
-It works on a copy of what git has of this checkout, with a project, tags and volumes of its own. `DOCKER` is the
-command of the engine, `docker` by default; where the engine sees other paths than this process, CONTAINERS_INSIDE is
-the path at which it sees the folder CONTAINERS_FOLDER.
+It works on a copy of this checkout's commit, with a project, tags and volumes of its own. `DOCKER` is the command of
+the engine, `docker` by default. Where the engine sees other paths than this process, CONTAINERS_INSIDE is the path at
+which it sees the folder CONTAINERS_FOLDER.
 """
 
 import json
@@ -30,10 +30,10 @@ CORE: Final = frozenset({"nats", "gateway", "lane-anisora", "lane-phr00t", "degr
 # The source that a small change is made in, and the file that git replaces.
 SOURCE: Final = "contracts/__init__.py"
 CONFIG: Final = "nats.conf"
-# another one in each run, or the build of the run before would be taken
+# different in each run, or the engine would reuse the last run's build
 MARK: Final = f"# changed by the drill {uuid.uuid4().hex}\n"
 # Runs a lane's container out of memory, without being the largest process in it. It grows in small steps, and then
-# stays, so that it holds its memory while the kernel looks for what to kill.
+# stays, so that it holds its memory while the kernel looks for a process to kill.
 OOM_LIMIT: Final = "600m"
 HOG: Final = """
 import time
@@ -65,7 +65,7 @@ print(urllib.request.urlopen("http://127.0.0.1:9464/readyz", timeout=5).status)
 
 
 def drill(engine: Engine) -> Iterator[Finding]:
-    """Does it all, in order. Raises click.ClickException where a step cannot be done at all."""
+    """Does all steps, in order. Raises click.ClickException where a step cannot be done at all."""
     yield from _installed(engine)
     key = engine.first_key()
     for model in ("anisora", "phr00t"):
@@ -177,7 +177,7 @@ def _killed(engine: Engine) -> Iterator[Finding]:
 
         engine.python(
             name, KILL.format(words=()), check=False
-        )  # of the container that ends, `exec` may end with an error too
+        )  # when its container ends, `exec` may end with an error too
         back_s = until(f"{name} is started again", has_begun_anew)
         ready_s = engine.up()
         yield Finding(f"SIGKILL of {name}", f"started again after {back_s:.1f} s, ready after {ready_s:.1f} s more")
@@ -205,7 +205,7 @@ def _out_of_memory(engine: Engine) -> Iterator[Finding]:
 
 
 def of_memory(log: str) -> str:
-    """What a worker said of its container's memory in *log*; empty where it said nothing."""
+    """What a worker logged in *log* about its container's memory; empty where it logged nothing."""
     found = re.findall(r"[^\"]*memory limit[^\"]*", log)
     return found[-1].strip() if found else ""
 
@@ -222,7 +222,7 @@ def _stopped(engine: Engine) -> Iterator[Finding]:
 
 
 def briefly(message: str) -> str:
-    """The first line of *message*, and the last, which says most of what an engine says."""
+    """The first line of *message* and the last, which is the most telling one of an engine."""
     first, *rest = message.strip().splitlines() or ["no reason given"]
     return " … ".join([first, *rest[-1:]])
 

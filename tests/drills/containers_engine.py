@@ -1,4 +1,4 @@
-"""A copy of this checkout on a container engine, for `make containers`: what `docker` and its Compose say of it."""
+"""A copy of this checkout on a container engine, for `make containers`, through `docker` and its Compose."""
 
 import io
 import json
@@ -16,9 +16,9 @@ from msgspec import Struct
 ROOT: Final = Path(__file__).parents[2]
 PROJECT: Final = "warmlane-drill"
 TAG: Final = "drill"
-"""Of the images that are built, so that those of a system that runs beside keep theirs."""
+"""The tag of the images that the drill builds, so that a system beside it keeps its own."""
 READY_WITHIN_S: Final = 900
-# Kills the process of `warmlane` in a container whose command line has all of the words, and not its init.
+# In a container, kills the process of `warmlane` whose command line has all of the words, and not the init.
 KILL: Final = """
 import os, pathlib, signal
 for place in pathlib.Path("/proc").glob("[0-9]*"):
@@ -47,10 +47,10 @@ class Engine:
         """*folder* is the copy as this process sees it, *inside* as the engine does."""
         self._docker, self.folder, self._inside = docker, folder, inside
         self.files = ["compose.yaml", "compose.override.yaml"]
-        """What Compose reads, as far as it is in *folder*."""
+        """The files that Compose reads, if they are in *folder*."""
 
     def docker(self, *arguments: str, check: bool = True) -> str:
-        """What `docker ARGUMENTS` prints; with *check*, it has to succeed."""
+        """What `docker ARGUMENTS` prints. With *check*, the command has to succeed."""
         done = subprocess.run([*self._docker, *arguments], capture_output=True, check=False)
         if check and done.returncode:
             said = (done.stderr or done.stdout).decode(errors="replace")
@@ -58,23 +58,23 @@ class Engine:
         return done.stdout.decode(errors="replace")
 
     def compose(self, *arguments: str, check: bool = True) -> str:
-        """The same of `docker compose`."""
+        """What `docker compose ARGUMENTS` prints."""
         here = ["compose", "--project-name", PROJECT, "--project-directory", self._inside]
         there = [name for name in self.files if (self.folder / name).exists()]
         named = [word for name in there for word in ("--file", f"{self._inside}/{name}")]
         return self.docker(*here, *named, *arguments, check=check)
 
     def up(self) -> float:
-        """`up --detach --wait`; how long that took, in seconds."""
+        """Runs `up --detach --wait`; returns how long that took, in seconds."""
         return timed(lambda: self.compose("up", "--detach", "--wait", "--wait-timeout", str(READY_WITHIN_S)))
 
     def containers(self) -> dict[str, str]:
-        """The id of each service's container that runs."""
+        """The id of each service's running container."""
         lines = self.compose("ps", "--format", "json").splitlines()
         return {each["Service"]: each["ID"] for each in map(json.loads, lines)}
 
     def container(self, service: str) -> dict[str, Any]:
-        """What the engine says of the container of *service*."""
+        """What the engine reports of the container of *service*."""
         found: dict[str, Any] = json.loads(self.docker("inspect", f"{PROJECT}-{service}-1"))[0]
         return found
 
@@ -88,7 +88,7 @@ class Engine:
         return self.compose("exec", "-T", service, "python", "-c", program, check=check).strip()
 
     def image(self, name: str) -> dict[str, Any]:
-        """What the engine says of the image warmlane-*name*."""
+        """What the engine reports of the image warmlane-*name*."""
         found: dict[str, Any] = json.loads(self.docker("image", "inspect", f"warmlane-{name}:{TAG}"))[0]
         return found
 
@@ -99,7 +99,7 @@ class Engine:
         return next(int(line.split()[0]) for line in lines if "/ours" in line)
 
     def first_key(self) -> str:
-        """The API key that `provision` made, out of its container."""
+        """The API key that `provision` made, copied out of its container."""
         source = f"{PROJECT}-provision-1:/data/keys/first.key"
         done = subprocess.run([*self._docker, "cp", source, "-"], capture_output=True, check=False)
         if done.returncode:
@@ -110,13 +110,14 @@ class Engine:
             return file.read().decode().strip()
 
     def admin(self, key: str, *arguments: str) -> float:
-        """`docker compose run --rm admin ARGUMENTS`, with that API key; how long that took, in seconds."""
+        """Runs `docker compose run --rm admin ARGUMENTS` with the API key *key*; returns how long that took, in
+        seconds."""
         run = ["run", "--rm", "--env", f"WARMLANE_API_KEY={key}", "admin"]
         return timed(lambda: self.compose(*run, *arguments))
 
     def down(self) -> None:
-        """Removes containers, networks and volumes of the project; the images stay. It says what it could not
-        remove, and raises nothing: what went wrong before is worth more."""
+        """Removes containers, networks and volumes of the project; the images stay. It prints what it could not remove,
+        and raises nothing, so as not to hide an earlier error."""
         try:
             self.compose("--profile", "*", "down", "--volumes", "--timeout", "60")
         except click.ClickException as error:
@@ -131,7 +132,8 @@ def timed(act: Callable[[], object]) -> float:
 
 
 def until(what: str, is_so: Callable[[], object], *, within_s: float = 300.0) -> float:
-    """Waits for it; how long that took, in seconds. Raises click.ClickException, with *what* it waited for."""
+    """Waits until *is_so*; returns how long that took, in seconds. Raises click.ClickException with *what* it waited
+    for."""
     begun_s = time.monotonic()
     while not is_so():
         if time.monotonic() - begun_s > within_s:
@@ -141,8 +143,8 @@ def until(what: str, is_so: Callable[[], object], *, within_s: float = 300.0) ->
 
 
 def copied(folder: Path, *, port: int, network: str) -> None:
-    """Puts what git has of this checkout into *folder*, with tags of the drill's own, passwords made at random, *port*
-    for the gateway and, unless it is empty, *network* for builds."""
+    """Puts this checkout's commit into *folder*, with tags of the drill's own, random passwords, *port* for the gateway
+    and, unless it is empty, *network* for builds."""
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")

@@ -1,5 +1,5 @@
-"""What `make containers` tries beside the profile `cpu` as it stands: a leader that is frozen, the profile `observe`
-with an image that cannot be had, and the profile `supervised` with artifacts in S3 and passwords in files."""
+"""What `make containers` tries beside the unchanged profile `cpu`: a frozen leader, the profile `observe` with an image
+that no registry has, and the profile `supervised` with artifacts in S3 and passwords in files."""
 
 import json
 import re
@@ -17,7 +17,7 @@ PROFILES: Final = ("cpu", "supervised", "gpu", "supervised-gpu", "observe")
 SUPERVISED: Final = frozenset({"nats", "gateway", "supervisor", "degraded", "degraded-standby"})
 PAIR: Final = ("degraded", "degraded-standby")
 PROMPT: Final = ("a red fox in fresh snow", "--out", "/tmp/fox.mp4")
-# What a gateway says of the system, and a worker of itself; {} is the port.
+# What a gateway reports of the system, and a worker of itself; {} is the port.
 READYZ: Final = """
 import urllib.error, urllib.request
 try:
@@ -25,7 +25,7 @@ try:
 except urllib.error.HTTPError as error:
     print(error.read().decode())
 """
-# The roles whose passwords are files, and who holds each of them beside nats-server.
+# The roles whose passwords are files, and the services that hold each of them beside nats-server.
 IN_FILES: Final[dict[str, tuple[str, ...]]] = {
     "ADMIN": ("provision", "admin"),
     "GATEWAY": ("gateway",),
@@ -49,7 +49,7 @@ FILES: Final = "import os; print(sum(len(names) for _, _, names in os.walk('/dat
 
 
 def frozen(engine: Engine) -> Iterator[Finding]:
-    """The container of the degraded worker that leads is frozen, and goes on."""
+    """Freezes the container of the leading degraded worker, and lets it go on."""
     leader = next((name for name in PAIR if "leads" in engine.python(name, READYZ.format(9464))), PAIR[0])
     other = next(name for name in PAIR if name != leader)
     container = engine.containers()[leader]
@@ -74,14 +74,14 @@ def _has_degraded_worker(engine: Engine) -> bool:
 
 
 def configured(engine: Engine) -> Iterator[Finding]:
-    """`config` of every profile."""
+    """Tries `config` of every profile."""
     counts = {each: len(engine.compose("--profile", each, "config", "--services").split()) for each in PROFILES}
     said = ", ".join(f"{profile} {count}" for profile, count in counts.items())
     yield Finding("`config` of each profile", f"services: {said}", all(counts.values()))
 
 
 def unavailable(engine: Engine, key: str) -> Iterator[Finding]:
-    """The profile `observe`, with a tag that no registry has, beside a core that runs."""
+    """Starts the profile `observe`, with a tag that no registry has, beside a running core."""
     before = engine.containers()
     file = engine.folder / "ops" / "deploy" / "images" / "observe.Dockerfile"
     text = file.read_text()
@@ -104,7 +104,7 @@ def unavailable(engine: Engine, key: str) -> Iterator[Finding]:
 
 
 def supervised(engine: Engine) -> Iterator[Finding]:
-    """From nothing: the profile `supervised`, with passwords in files, and artifacts in S3 where a SeaweedFS is."""
+    """Starts the profile `supervised` afresh, with passwords in files, and artifacts in S3 if there is a SeaweedFS."""
     engine.down()
     env = engine.folder / ".env"
     env.write_text(env.read_text().replace("COMPOSE_PROFILES=cpu\n", "COMPOSE_PROFILES=supervised\n"))
@@ -160,7 +160,7 @@ def _lanes_are_warm(engine: Engine) -> float:
 
 
 def _secrets(folder: Path) -> str:
-    """Passwords of .env as files, and the name of a file for Compose that has them used instead."""
+    """Writes passwords of .env to files; returns the name of a Compose file that uses these instead."""
     env = dict(line.split("=", 1) for line in (folder / ".env").read_text().splitlines() if "=" in line)
     place = folder / "secrets"
     place.mkdir(exist_ok=True)
@@ -184,7 +184,7 @@ def _secrets(folder: Path) -> str:
 
 
 def _store(folder: Path, weed: Path) -> str:
-    """Everything for a SeaweedFS in a container, and the name of a file for Compose that has it used."""
+    """Writes everything for a SeaweedFS in a container; returns the name of a Compose file that uses it."""
     place = folder / "seaweed"
     place.mkdir(exist_ok=True)
     shutil.copyfile(weed, place / "weed")

@@ -1,8 +1,9 @@
 """`make failover`: lanes are lost under steady load, and come back. The server's records show what that cost.
 
-A lane is lost in three ways: its process is killed; its pipeline host is; its process is killed while the supervisor
-is stopped, so that nobody sees it and only the silence shows it. When routing moved is taken from the decisions that
-the records keep, and when the lane was warm again from the server's time of its entry in KV `lanes`.
+A lane is lost in three ways. Its process is killed; its pipeline host is killed; or its process is killed while the
+supervisor is stopped, so that no process reports the loss and only the silence shows it. The records keep the routing
+decisions, which show when routing moved. The server's time of the lane's entry in KV `lanes` shows when the lane was
+warm again.
 """
 
 import asyncio
@@ -56,7 +57,7 @@ from tests.kit.system import UpProcess
 
 
 class Watcher:
-    """Keeps every decision that a record shows, every task's last state, and every word of every lane."""
+    """Keeps every decision that a record shows, every task's last state, and every report of every lane."""
 
     def __init__(self) -> None:
         self.tasks: dict[str, GenerationTask] = {}
@@ -64,7 +65,7 @@ class Watcher:
         self._words: list[Word] = []
 
     async def start(self, link: NatsLink) -> None:
-        """From now on nothing is missed."""
+        """Begins to watch. From its return on, nothing is missed."""
         await (await link.watches.start(TASKS, self._on_record)).wait()
         await (await link.watches.start(LANES, self._on_lane)).wait()
 
@@ -81,11 +82,11 @@ class Watcher:
         return move_of(loss, self.decided, self._words)
 
     def runs(self, task_id: str) -> bool:
-        """Whether a worker has it."""
+        """Whether a worker has claimed the task."""
         return task_id in self.tasks and self.tasks[task_id].status is not TaskStatus.PENDING
 
     def have_ended(self, answers: Iterable[Answer]) -> bool:
-        """Whether every accepted task has."""
+        """Whether every accepted task has ended."""
         ids = [answer.task_id for answer in answers if answer.status == httpx.codes.ACCEPTED]
         return all(each in self.tasks and self.tasks[each].status.is_terminal for each in ids)
 
@@ -102,7 +103,7 @@ class Watcher:
 
 
 class Load:
-    """*rate* small requests a second for each model, every other one held, whatever becomes of those before."""
+    """*rate* small requests a second for each model, every other one held. It does not wait for earlier answers."""
 
     def __init__(self, client: httpx.AsyncClient, rate: float) -> None:
         self._client = client
@@ -111,13 +112,13 @@ class Load:
         self._sending = asyncio.create_task(self._send())
 
     async def one_more(self, model: str) -> Answer:
-        """A request of ordinary size, answered at once."""
+        """Sends a request of ordinary size, which the gateway answers at once."""
         answering = asyncio.create_task(post(self._client, model, 0, headers={"prefer": "respond-async"}))
         self._posts.append(answering)
         return await answering
 
     async def stop(self) -> list[Answer]:
-        """Sends no more. Every answer, the first one first."""
+        """Sends no more; returns every answer, the first one first."""
         self._sending.cancel()
         return await asyncio.gather(*self._posts)
 
@@ -138,7 +139,7 @@ class Load:
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """SIGSTOP, and SIGCONT in the end."""
+    """SIGSTOP, and SIGCONT when the block ends."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -149,8 +150,8 @@ def stopped(pid: int) -> Iterator[None]:
 async def lose(up: UpProcess, watcher: Watcher, load: Load, how: How, model: str, *, limit_s: float) -> Loss:
     """Kills the lane of *model*, or its host, with a request in hand, and waits until routing has moved.
 
-    Where nobody shall see it, the supervisor is stopped until then. A host that is killed while it is idle would not
-    do: its lane loads again within the next request, and stays ready.
+    Where no process is to report the loss, the supervisor is stopped until then. It would not do to kill an idle host:
+    its lane would load again within the next request, and stay ready.
     """
     worker = f"{model}-0"
     find = partial(up.host_of, worker) if how == "host killed" else partial(up.find, f"--name {worker}")
@@ -166,7 +167,7 @@ async def lose(up: UpProcess, watcher: Watcher, load: Load, how: How, model: str
 
 
 async def in_time(look: Callable[[], bool], *, within_s: float = WITHIN_S) -> None:
-    """Waits for *look*; where it never comes true, the verdict says so."""
+    """Waits until *look* is true; if it never is, the verdict says so."""
 
     async def looked() -> bool:
         return look()
@@ -184,10 +185,10 @@ async def fail_over(
     after: int,
     on_loss: Callable[[Loss], None] = lambda _: None,
 ) -> Seen:
-    """Loses a lane in each of these ways, each when the last one is back and has been sent *after* requests.
+    """Loses a lane in each of these ways, each time once the last lane is back and was sent *after* requests.
 
-    *window_s* is the settings' `health_timeout_s`: a lane that nobody saw dying is lost after so long. That shows at
-    the next request, so one more interval between two requests is allowed then.
+    *window_s* is the settings' `health_timeout_s`: after this time routing gives up a lane whose death no process
+    reported. That shows at the next request, so the limit then allows one more interval between two requests.
     """
     link = await NatsLink.connect(up.nats_url, name="failover")
     watcher, losses = Watcher(), list[Loss]()
@@ -210,7 +211,7 @@ async def fail_over(
 
 
 def is_steady(watcher: Watcher, model: str, known: int) -> bool:
-    """Whether tasks of *model* were done by its lane among those that came after the *known* ones."""
+    """Whether the lane of *model* has done some of the tasks that came after the *known* ones."""
     new = list(watcher.tasks.values())[known:]
     return sum((task.model, task.route, task.status) == (model, "lane", TaskStatus.DONE) for task in new) >= 3
 
@@ -221,7 +222,7 @@ def has_returned(watcher: Watcher, loss: Loss, after: int) -> bool:
 
 
 def pace(seen: Seen) -> str:
-    """What a task took, for a reader who wonders whether the machine was too busy for the load. Pure."""
+    """How long a task took. It shows a reader whether the machine was too busy for the load. Pure."""
     took_s = sorted(
         (task.finished_at - task.claimed_at).total_seconds()
         for task in seen.tasks.values()
@@ -244,13 +245,13 @@ def report(console: Console, figures: Sequence[Figure]) -> None:
 
 
 def as_json(figures: Sequence[Figure]) -> str:
-    """The same for a program."""
+    """The table for a program."""
     rows = [msgspec.structs.asdict(figure) | {"verdict": figure.verdict} for figure in figures]
     return msgspec.json.format(msgspec.json.encode(rows), indent=2).decode()
 
 
 def settings_for(folder: Path, window_s: float, **windows_s: float) -> Path:
-    """The packaged settings, but a silent lane is lost after *window_s*; and other windows."""
+    """The packaged settings with other windows: a silent lane is lost after *window_s*."""
     return settings_file(folder, heartbeat_s=min(HEARTBEAT_S, window_s / 8), health_timeout_s=window_s, **windows_s)
 
 

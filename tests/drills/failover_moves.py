@@ -1,4 +1,4 @@
-"""What a lost lane cost, by what was seen: moves to the degraded worker and back, against what is promised. Pure."""
+"""What a lost lane cost, as observed: moves to the degraded worker and back, against what is promised. Pure."""
 
 import itertools
 from collections import Counter
@@ -21,17 +21,17 @@ SMALL: Final = {"num_frames": 9, "width": 32, "height": 32}
 SEEN_MOVE_S: Final = 1.0
 RETURN_S: Final = 1.0
 WARM_SHARE: Final = 95.0
-# Of fewer requests a share says nothing.
+# A share of fewer requests says nothing.
 AFTER_MIN: Final = 10
 HEARTBEAT_S: Final = 1.0
-# How much later than it should routing may move before the next thing is done.
+# How long past its limit the drill waits for routing to move.
 MOVE_WITHIN_S: Final = 30.0
 # How long a lane may be away, and the last task may take. Two leases are well within it.
 WITHIN_S: Final = 120.0
 
 
 class Loss(Struct, frozen=True, kw_only=True):
-    """A lane that was lost, and within how many seconds no request may be sent to it any more."""
+    """A lane that was lost. After *limit_s* seconds no request may be sent to it any more."""
 
     how: How
     model: str
@@ -41,7 +41,7 @@ class Loss(Struct, frozen=True, kw_only=True):
 
 
 class Word(Struct, frozen=True):
-    """What KV `lanes` said of a lane at the server's time *at*: whether it takes requests."""
+    """A report in KV `lanes` at the server's time *at*: whether the lane takes requests."""
 
     at: datetime
     worker: str
@@ -74,8 +74,8 @@ class Move(Struct, frozen=True, kw_only=True):
     """What became of the requests of a lost lane's model; a time is None where that was never seen.
 
     *seen_at*: the first report that the lane was gone. *moved_at*: the first decision for the degraded worker.
-    *strays*: decisions for the dead lane after that one.
-    *warm_at*: the lane was ready again. *back_at*: the first decision for it then. *after*: the tasks from there on.
+    *strays*: decisions for the dead lane after *moved_at*. *warm_at*: the lane was ready again. *back_at*: the first
+    decision for the lane after *warm_at*. *after*: the tasks from *back_at* on.
     """
 
     seen_at: datetime | None
@@ -105,7 +105,7 @@ class Figure(Struct, frozen=True, kw_only=True):
 
     @property
     def verdict(self) -> str:
-        """`met`, or by how much it was missed."""
+        """`met`, or by how much the figure missed its aim."""
         if self.measured is None:
             return "missed: never seen"
         return "met" if self.is_met else f"missed by {abs(self.measured - self.asked):.2f} {self.unit}".rstrip()
@@ -118,11 +118,11 @@ def move_of(loss: Loss, decided: Sequence[Decided], words: Sequence[Word], *, un
         return at > loss.at and (until is None or at < until)
 
     reports = [word for word in words if word.worker == loss.worker and counts(word.at)]
-    # a word of the dead process may still have been on its way
+    # a report of the dead process may still have been on its way
     gone = list(itertools.dropwhile(lambda word: word.ready, reports))
     seen_at = gone[0].at if gone else None
     warm_at = next((word.at for word in gone if word.ready), None)
-    # where the lanes had their turn, that is no judgement of whether they are there
+    # a decision with `lanes_passed` does not show whether the lane is there
     plain = [
         each
         for each in decided
@@ -140,7 +140,7 @@ def move_of(loss: Loss, decided: Sequence[Decided], words: Sequence[Word], *, un
 
 
 def first_decisions(decided: Iterable[Decided]) -> dict[str, Decided]:
-    """The decision that each task was accepted with. Pure."""
+    """The decision with which each task was accepted. Pure."""
     firsts: dict[str, Decided] = {}
     for each in decided:
         firsts.setdefault(each.task_id, each)
@@ -167,7 +167,7 @@ def failures(seen: Seen) -> Counter[str]:
 
 
 def judge(seen: Seen) -> list[Figure]:
-    """What the run says of the numbers of lanes that come and go. Pure."""
+    """The figures of a run, for lanes that come and go. Pure."""
     failed = failures(seen)
     figures = [
         Figure(
@@ -187,7 +187,7 @@ def judge(seen: Seen) -> list[Figure]:
         warm = sum(task in seen.tasks and is_served_warm(seen.tasks[task], of_task[task]) for task in move.after)
         moved_at = move.moved_at
         if loss.how == UNSEEN and moved_at is not None and move.seen_at is not None and moved_at >= move.seen_at:
-            moved_at = None  # somebody had to say so: the silence alone did not do it
+            moved_at = None  # routing moved only after a report: the silence alone did not move it
         name = f"{loss.how}: {loss.worker}"
         figures += [
             Figure(
@@ -226,5 +226,5 @@ def judge(seen: Seen) -> list[Figure]:
 
 
 def seconds(since: datetime | None, at: datetime | None) -> float | None:
-    """From *since* to *at*; None where one of them never was."""
+    """Seconds from *since* to *at*; None where one of them is missing."""
     return None if since is None or at is None else (at - since).total_seconds()

@@ -1,12 +1,12 @@
 """`make fuzz`: schemathesis against the OpenAPI document of a running gateway, which it starts.
 
-Every operation gets cases that its description allows and, where it has a query or a body, cases that it does not, in
-equal numbers, from a printed seed. No answer may be a 5xx, and none may break the description: status, media type,
-headers and body; what is allowed has to be accepted, what is not has to be refused. Identifiers of real tasks are mixed
-in, so that cases get past the 404.
+Every operation gets cases that its description allows. If it has a query or a body, it gets as many cases that its
+description does not allow. All come from a printed seed. No answer may be a 5xx, and none may break the description:
+status, media type, headers and body. The gateway has to accept what is allowed, and to refuse what is not. Identifiers
+of real tasks are mixed in, so that cases get past the 404.
 
-Where a check does not apply, `NOT_APPLIED` says why; `ALSO_FAIR` and `UNSAYABLE` say which refusals of an allowed
-request are right, and what such a request is given because no description could ask for it.
+Where a check does not apply, `NOT_APPLIED` says why. `ALSO_FAIR` says which refusals of an allowed request are right.
+`UNSAYABLE` says what the fuzz changes in such a request because no description could ask for it.
 """
 
 import argparse
@@ -75,8 +75,8 @@ NOT_APPLIED: Final[Mapping[str, str]] = {
     "ensure_resource_availability": "it needs cases that build on each other, and an answer by a worker",
     "max_response_time": "a poll may wait for as long as it was asked to",
 }
-# What an allowed request may be answered besides a success or a 404, and why. A 503 by load is not among them: lanes
-# are reported warm and their queues are emptied meanwhile.
+# What the gateway may answer to an allowed request besides a success or a 404, and why. A 503 by load is not among
+# them: lanes are reported warm and their queues are emptied meanwhile.
 ALSO_FAIR: Final[Mapping[str, str]] = {
     "range_not_satisfiable": "a range that fits the description may lie beyond the video",
     "precondition_failed": "a tag that fits the description is seldom the present one",
@@ -93,7 +93,7 @@ class Tally(Struct):
 
 
 class Found(Struct, frozen=True):
-    """A check that failed, and how to see it again."""
+    """A check that failed, and how to reproduce it."""
 
     operation: str
     title: str
@@ -130,18 +130,18 @@ def fuzz(
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Sends about *cases* cases to the gateway at *url*, with a key that may do everything; what came of them."""
+    """Sends about *cases* cases to the gateway at *url*, with a key that may do everything; returns the outcome."""
     report = Report(seed=seed)
     started_s, round_ = time.monotonic(), 0
     headers = {"Authorization": f"Bearer {ids.key.text}"}
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    schema.config.generation.update(with_security_parameters=False)  # the key is ours to give
+    schema.config.generation.update(with_security_parameters=False)  # the fuzz sends a key itself
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     strategies = [
         (operation, mode)
         for operation in operations
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
-        # any path and any header is a text: nothing is wrong with one by its description
+        # every path and every header is a string: by its description none can be wrong
         if (mode is GenerationMode.POSITIVE or operation.query or operation.body)
         and not (mode is GenerationMode.POSITIVE and operation.path == "/v1/videos/sync")
     ]
@@ -150,7 +150,7 @@ def fuzz(
         count = -(-(cases - report.cases) // len(strategies))
         more = []
         for operation, mode in strategies:
-            # an operation without parameters has one case, and none that its description does not allow
+            # an operation without parameters has one allowed case, and none that its description does not allow
             if _run(url, operation, mode, count, report, session, ids, headers, round_) >= count:
                 more.append((operation, mode))
             say(f"{report.cases:6} cases, {time.monotonic() - started_s:4.0f} s  {operation.label}, {mode.value}")
@@ -170,7 +170,7 @@ def _run(
     headers: Mapping[str, str],
     round_: int,
 ) -> int:
-    """Sends up to *count* cases; how many there were."""
+    """Sends up to *count* cases; returns how many there were."""
     tally = report.tallies.setdefault(operation.label, Tally(statuses=Counter()))
     before = tally.cases
     chance = random.Random(f"{report.seed} {operation.label} {mode}")
@@ -186,7 +186,7 @@ def _run(
     )
     @hypothesis.given(operation.as_strategy(generation_mode=mode))
     def one(case: AnyCase) -> None:
-        # to JSON Schema nothing is wrong with the bytes of a file, and every field of a form is a text
+        # to JSON Schema the bytes of a file are never wrong, and every field of a form is a string
         hypothesis.assume(mode is GenerationMode.POSITIVE or case.media_type not in (FORM, *KINDS))
         hypothesis.assume(not (case.media_type == FORM and case.path.startswith("/v1/")))
         if mode is GenerationMode.POSITIVE or _is_allowed(case, ParameterLocation.PATH):
@@ -197,24 +197,24 @@ def _run(
             response = case.call(session=session, headers=dict(headers), timeout=20)
             tally.cases += 1
             tally.statuses[response.status_code] += 1
-            if operation.method.upper() == "PUT":  # or what comes next would be held for the degraded worker
+            if operation.method.upper() == "PUT":  # or the next requests would wait for the degraded worker
                 for model in MODELS:
                     session.put(f"{url}/admin/lanes/{model}/mode", json={"mode": "auto"}, headers=headers, timeout=20)
             case.validate_response(response, checks=list(APPLIED), headers=dict(headers))
         except FailureGroup as group:
             for failure in group.exceptions:
                 if isinstance(failure, AcceptedNegativeData) and mode is GenerationMode.POSITIVE:
-                    continue  # a file that was put into the case counts as what its description does not allow
+                    continue  # to schemathesis a file that was put into the case is not allowed
                 if not (isinstance(failure, RejectedPositiveData) and _is_fair(response)):
                     _note(report, operation.label, failure, case)
 
-    with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # an operation of which nothing can be wrong
+    with contextlib.suppress(hypothesis.errors.Unsatisfiable):  # an operation in which nothing can be wrong
         one()
     return tally.cases - before
 
 
 def _is_fair(response: Response) -> bool:
-    if not response.content:  # of a HEAD
+    if not response.content:  # the answer to a HEAD
         return response.status_code in {PROBLEMS[code].status for code in ALSO_FAIR}
     with contextlib.suppress(ValueError):
         body = response.json()
@@ -273,7 +273,7 @@ async def _keep_warm(url: str, stop: threading.Event) -> None:
 
 @contextlib.contextmanager
 def system(folder: Path) -> Iterator[tuple[GatewayProcess, Ids]]:
-    """A gateway to be fuzzed: both models have a lane that is warm, and there is a task of every kind.
+    """A gateway to fuzz: both models have a warm lane, and there is a task of every kind.
 
     One model refuses wrong fixed values, the other replaces them.
     """

@@ -1,4 +1,4 @@
-"""Cases of the fuzz that are to be accepted, made to fit what cannot be said in JSON Schema."""
+"""Cases of the fuzz that the gateway has to accept, made to fit what JSON Schema cannot express."""
 
 import contextlib
 import math
@@ -27,8 +27,8 @@ KINDS: Final = {"application/octet-stream": "PNG"}
 FORM: Final = "multipart/form-data"
 
 
-# What has to hold of a request and cannot be said in JSON Schema: cases that are to be accepted are made to fit.
-RECEIVER: Final = "http://127.0.0.1:9/videos"  # where nobody listens
+# What a request has to meet and JSON Schema cannot express. Cases that the gateway has to accept are made to fit.
+RECEIVER: Final = "http://127.0.0.1:9/videos"  # where no process listens
 UNSAYABLE: Final[Mapping[str, str]] = {
     "image": "a data URI or a file has to be a real image, within the model's limits",
     "forms": "an object in a form is JSON; left out",
@@ -46,7 +46,7 @@ UNSAYABLE: Final[Mapping[str, str]] = {
 
 
 class Ids(Struct, frozen=True):
-    """Tasks that exist, one that waits and one of each end; and the *key* of somebody who may do everything."""
+    """Tasks that exist, one that waits and one of each end; and a *key* with all rights."""
 
     key: Presented
 
@@ -60,13 +60,13 @@ class Ids(Struct, frozen=True):
 
 
 def _is_allowed(case: AnyCase, location: ParameterLocation) -> bool:
-    """Whether *location* of a case that is not allowed is not what is wrong with it."""
+    """Whether *location* of a case is allowed, even if the case as a whole is not."""
     part = case.meta.components.get(location) if case.meta is not None else None
     return part is not None and part.mode is GenerationMode.POSITIVE
 
 
 def _meet(case: AnyCase, ids: Ids, chance: random.Random) -> None:
-    """Has most cases meet something that exists, and none wait for long."""
+    """Changes *case* so that most cases name something that exists, and none waits for long."""
     path = case.path_parameters
     if "task_id" in path and chance.random() < 0.8:
         likely = (ids.done, ids.done, ids.done, ids.failed)
@@ -81,7 +81,7 @@ def _meet(case: AnyCase, ids: Ids, chance: random.Random) -> None:
             case.body["url"] = RECEIVER
         if isinstance(requests := case.body.get("requests"), list):
             case.body["requests"] = [_like_ours(each, IMAGE) for each in requests if isinstance(each, dict)]
-        # of the model that replaces wrong fixed values: few cases have one by chance
+        # anisora replaces wrong fixed values (see `fuzz.system`): few cases have a wrong one by chance
         if case.path == "/generate" and "anisora" in str(case.body.get("model", "")) and chance.random() < 0.8:
             case.body["steps"] = 4
         if case.media_type == FORM and "webhook" in case.body:
@@ -98,7 +98,7 @@ def _meet(case: AnyCase, ids: Ids, chance: random.Random) -> None:
 
 
 def _like_ours(body: dict[str, Any], image: Any) -> dict[str, Any]:
-    """*body* with what its description cannot say: to JSON Schema 8.0 is an integer, to us a mistake."""
+    """*body* made to fit what its description cannot say: to JSON Schema 8.0 is an integer, to the gateway an error."""
     ours = {
         name: int(value) if isinstance(value, float) and value.is_integer() and name != "cfg" else value
         for name, value in body.items()
@@ -124,7 +124,7 @@ def _meet_video(body: dict[str, Any]) -> None:
 
 
 def _model_of(body: dict[str, Any]) -> str:
-    """A model that takes *body*, which names none."""
+    """A model that accepts *body*, which names none."""
     for model in MODELS:
         with contextlib.suppress(InvalidRequest):
             accepted({**body, "model": model}, load_settings().catalog("tiny"))

@@ -1,6 +1,6 @@
-"""`make kubernetes`: the chart on the cluster that KUBECONFIG names, under load, while what may happen to a cluster
-happens to it. It makes a namespace of its own and removes it again. Every figure comes from clients inside the cluster,
-from the records in nats-server, and from the cluster's API.
+"""`make kubernetes`: the chart on the cluster that KUBECONFIG names, under load, while the drill does to it what may
+happen to a cluster. The drill makes a namespace of its own and removes it again. Every figure comes from clients inside
+the cluster, from the records in nats-server, and from the cluster's API.
 """
 
 import os
@@ -17,10 +17,10 @@ from tests.drills.kubernetes_cluster import CHART, NAME, RELEASE, Cluster, Load,
 from tests.drills.kubernetes_report import Drill, Outcome, faults_of, longest_pause_s, markdown, outcome_of, shown_in
 from tests.kit.support import eventually_sync
 
-# Images are pulled and models loaded within it.
+# Enough to pull images and load models.
 WARM_S: Final = 1_800.0
 ENOUGH: Final = 5
-# Every process of the container but the one that kills them; 1 is the pod's own.
+# Kills every process of the container but itself; process 1 is the pod's own.
 KILL: Final = """
 import os, signal
 for name in os.listdir("/proc"):
@@ -30,7 +30,7 @@ for name in os.listdir("/proc"):
 
 
 class Measured:
-    """What a drill measures and notes."""
+    """The measurements and notes of a drill."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -52,7 +52,8 @@ DRILLS: Final[list[tuple[Drill, Act, int | None]]] = []
 
 
 def drill(name: str, what: str, *, cause: str = "", count: int | None = None) -> Callable[[Act], Act]:
-    """Adds a drill; its function is called while the load runs, which sends *count* tasks, or until it returns."""
+    """Adds a drill. Its function is called while the load runs. The load sends *count* tasks; None: it sends until the
+    function returns."""
 
     def add(act: Act) -> Act:
         DRILLS.append((Drill(name=name, what=what, cause=cause), act, count))
@@ -159,7 +160,7 @@ def nats_killed(cluster: Cluster, load: Load, measured: Measured) -> None:
 )
 def node_drained(cluster: Cluster, load: Load, measured: Measured) -> None:
     node = cluster.one("pod", lane_of(cluster, "anisora"))["spec"]["nodeName"]
-    # with one node, what else runs there could go nowhere
+    # on a cluster of one node, the other pods could go nowhere
     only = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=lane"
     with measured.timed("drained after"):
         drain = [
@@ -196,7 +197,7 @@ def image_changed(cluster: Cluster, load: Load, measured: Measured) -> None:
 
 @drill("quota", "A ResourceQuota allows no further pod, and a second lane of anisora is wanted.", cause="quota_denied")
 def quota(cluster: Cluster, load: Load, measured: Measured) -> None:
-    ended = {"Succeeded", "Failed"}  # they count no more
+    ended = {"Succeeded", "Failed"}  # these no longer count against the quota
     count = sum(pod["status"]["phase"] not in ended for pod in cluster.objects("pods"))
     cluster.kubectl("create", "quota", "drill", f"--hard=pods={count}")
     try:
@@ -210,7 +211,7 @@ def quota(cluster: Cluster, load: Load, measured: Measured) -> None:
 
 
 def condition(cluster: Cluster, kind: str) -> str:
-    """What the cluster says of the lane's Deployment."""
+    """The condition *kind* of the lane's Deployment."""
 
     def said() -> str:
         found = cluster.one("deployment", f"{NAME}-lane-anisora")
@@ -223,7 +224,7 @@ def condition(cluster: Cluster, kind: str) -> str:
 @drill("no card left", "A lane asks for a card (`nvidia.com/gpu`), and no node has one left.", cause="capacity_denied")
 def no_card(cluster: Cluster, load: Load, measured: Measured) -> None:
     cards = sum(int(node["status"]["allocatable"].get("nvidia.com/gpu", 0)) for node in cluster.objects("nodes"))
-    # an entry of its own, which needs little else that a small cluster may lack
+    # an entry of its own, which apart from the card needs little that a small cluster may lack
     asks = "model=anisora", "card.by=device-plugin", "resources.requests.cpu=1m", "resources.requests.memory=64Mi"
     wanted = ",".join(f"lanes.more.{each}" for each in (*asks, f"replicas={cards + 1}"))
     with cluster.changed("--set", wanted):
@@ -233,7 +234,7 @@ def no_card(cluster: Cluster, load: Load, measured: Measured) -> None:
 
 
 def unschedulable(cluster: Cluster) -> str:
-    """Why a lane's pod was not put anywhere; empty where none waits for a card."""
+    """Why the scheduler placed a lane's pod on no node; empty where no pod waits for a card."""
     for pod in cluster.objects("pods", "app.kubernetes.io/component=lane"):
         for each in pod["status"].get("conditions", []):
             if each.get("reason") == "Unschedulable" and "nvidia.com/gpu" in each["message"]:
@@ -254,7 +255,7 @@ def out_of_memory(cluster: Cluster, load: Load, measured: Measured) -> None:
 
 
 def ends_of(cluster: Cluster) -> list[str]:
-    """How containers of lanes of phr00t ended that did not end by themselves."""
+    """How containers of phr00t's lanes ended that exited with an error."""
     found = []
     for pod in cluster.objects("pods", "warmlane/model=phr00t"):
         for each in pod["status"].get("containerStatuses", []):

@@ -32,7 +32,7 @@ class Cluster:
         self.namespace, self._chart, self._helm_arguments = namespace, chart, helm_arguments
 
     def kubectl(self, *arguments: str, check: bool = True, given: str | None = None, timeout_s: float = 600) -> str:
-        """What kubectl prints. Raises RuntimeError with what it says of an error."""
+        """What kubectl prints. Raises RuntimeError with its error text."""
         command = ["kubectl", "--namespace", self.namespace, *arguments]
         ran = subprocess.run(command, capture_output=True, text=True, check=False, input=given, timeout=timeout_s)
         if check and ran.returncode:
@@ -51,11 +51,11 @@ class Cluster:
         return found
 
     def version(self) -> str:
-        """Of the API server."""
+        """The version of the API server."""
         return str(json.loads(self.kubectl("version", "--output", "json"))["serverVersion"]["gitVersion"])
 
     def pods(self, selector: str) -> list[str]:
-        """The names of the pods that are not on their way out."""
+        """The names of the pods that are not being deleted."""
         return [
             each["metadata"]["name"]
             for each in self.objects("pods", selector)
@@ -63,12 +63,12 @@ class Cluster:
         ]
 
     def install(self, *more: str, within: str = "30m") -> None:
-        """Installs the chart, or changes what is installed, and waits until every pod is ready."""
+        """Installs or upgrades the chart, and waits until every pod is ready."""
         self.change(*more)
         self.warm(within)
 
     def change(self, *more: str) -> None:
-        """Changes what is installed, and waits for nothing."""
+        """Installs or upgrades the chart, and waits for nothing."""
         command = ["helm", "upgrade", "--install", RELEASE, str(self._chart), "--namespace", self.namespace]
         command += ["--create-namespace", "--set", "admin.enabled=true", *self._helm_arguments, *more]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -77,7 +77,7 @@ class Cluster:
 
     @contextmanager
     def changed(self, *more: str) -> Iterator[None]:
-        """Installed with *more* within, without it and warm again after that."""
+        """The chart has *more* within the block. Afterwards it is back without *more*, and warm again."""
         self.change(*more)
         try:
             yield
@@ -86,7 +86,7 @@ class Cluster:
         self.warm()
 
     def warm(self, within: str = "30m") -> None:
-        """Returns when every Deployment is rolled out, and so every lane warm."""
+        """Returns when every Deployment is rolled out, and so every lane is warm."""
         for each in self.objects("deployments"):
             self.kubectl(
                 "rollout", "status", f"deployment/{each['metadata']['name']}", f"--timeout={within}", timeout_s=2_000
@@ -108,7 +108,7 @@ class Cluster:
     def load(
         self, name: str, models: Sequence[str], *, clients: int, count: int | None, profile: str
     ) -> Iterator["Load"]:
-        """Clients that send until the block ends, and what they say."""
+        """Clients that send until the block ends, and what they print."""
         arguments = [name, "--models", *models, "--clients", str(clients), "--profile", profile]
         arguments += [] if count is None else ["--count", str(count)]
         script = 'export WARMLANE_API_KEY=$(cat /tmp/key); exec python /tmp/load.py "$@"'
@@ -124,7 +124,7 @@ class Cluster:
 
 
 class Load:
-    """A load that runs in the cluster, and every line that it has said."""
+    """A load that runs in the cluster, and every line that it has printed."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -139,7 +139,7 @@ class Load:
                 self.said.append(json.loads(line))
 
     def wait_for(self, what: str, count: int, *, within_s: float = 300) -> None:
-        """Returns when *count* more lines of that kind have been said."""
+        """Returns when the load has printed *count* more lines of the kind *what*."""
         so_far = self.count(what)
 
         def enough() -> bool:
@@ -153,7 +153,7 @@ class Load:
         return sum(each["what"] == what for each in self.said)
 
     def end(self) -> None:
-        """Lets the clients finish, and waits for the last word."""
+        """Lets the clients finish, and waits for their last line."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=600)

@@ -1,8 +1,9 @@
 """What `make kubernetes` runs inside the cluster, in the pod `admin` of the chart: clients, and a look at the records.
 
-It is a file that the pod's Python is given, and needs only what the gateway's image holds. Each line that it prints is
-a JSON object: `accepted`, `ended` or `given_up` of a task, `status` whenever what `warmlane status` shows of lanes and
-leader has changed, and at last `records`. It sends until its standard input ends or *count* are accepted.
+The drill passes this file to the pod's Python, so it needs only what the gateway's image holds. Each line that it
+prints is a JSON object: `accepted`, `ended`, `lost_sight` or `given_up` for a task, `status` whenever what `warmlane
+status` shows of lanes and leader has changed, and at last `records`. It sends until its standard input ends or *count*
+requests are sent.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def picture() -> bytes:
 
 
 class Load:
-    """Clients that each want one video after the other."""
+    """Clients that each request one video after the other."""
 
     def __init__(self, name: str, *, count: int | None, profile: str) -> None:
         self._name, self._count, self._profile = name, count, profile
@@ -81,7 +82,7 @@ class Load:
         say("accepted", id=task.id, model=model, waited_s=round(time.monotonic() - begun_s, 3))
         try:
             task = await client.wait(task)
-        except WarmlaneError as error:  # whether it ended, its record says
+        except WarmlaneError as error:  # the record says whether it ended
             say("lost_sight", id=task.id, error=str(error))
             return
         code = None if task.error is None else task.error.code
@@ -95,7 +96,7 @@ class Load:
 
 
 async def watch_status(stop: asyncio.Event) -> None:
-    """Says what lanes and leader are, whenever that changes, until *stop*."""
+    """Prints the state of lanes and leader whenever it changes, until *stop*."""
     headers = {"Authorization": f"Bearer {os.environ['WARMLANE_API_KEY']}"}
     last: Any = None
     async with httpx.AsyncClient(base_url=os.environ["WARMLANE_URL"], headers=headers, timeout=5) as http:
@@ -119,7 +120,7 @@ async def watch_status(stop: asyncio.Event) -> None:
 
 
 async def look_at_records(accepted: list[str], within_s: float) -> None:
-    """Waits until every accepted task has ended; then says which never did, and which ended more than once."""
+    """Waits until every accepted task has ended; then prints which never did, and which ended more than once."""
     link = await NatsLink.connect(
         access("admin", os.environ["WARMLANE_NATS_URL"], data_dir=Path("/nowhere")), name="drill"
     )
@@ -170,7 +171,7 @@ async def main() -> None:
     load = Load(given.name, count=given.count, profile=given.profile)
     watching = asyncio.create_task(watch_status(watched))
     await load.run(given.models, given.clients, stop)
-    await stop.wait()  # what is shown until then is seen, also after the last task
+    await stop.wait()  # so it also sees what is shown after the last task
     watched.set()
     await watching
     await look_at_records(load.accepted, within_s=90)

@@ -1,4 +1,4 @@
-"""What a drill on Kubernetes says: was anything lost or done twice, and was the cause shown? Pure."""
+"""What a drill on Kubernetes shows: was anything lost or done twice, and was the cause shown? Pure."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ _WELL: Final = frozenset({"warm", "busy", ""})
 
 class Drill(Struct, frozen=True, kw_only=True):
     """One thing that is done to a running system. *cause*: a pattern of what `warmlane status` must show meanwhile, as
-    `MODEL STATE DETAIL` of a lane or `leader NAME`; empty where nobody but the caller could notice."""
+    `MODEL STATE DETAIL` of a lane or `leader NAME`; empty where only the caller could notice it."""
 
     name: str
     what: str
@@ -22,8 +22,8 @@ class Drill(Struct, frozen=True, kw_only=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
-    """What the clients, the records and `warmlane status` said during a drill. *seconds*: what was measured, by name.
-    *skipped*: why it was not done; *broke*: why it was not done to its end."""
+    """What the clients, the records and `warmlane status` showed during a drill. *seconds*: what was measured, by name.
+    *skipped*: why the drill was not done. *broke*: why it was not done to its end."""
 
     drill: Drill
     accepted: int = 0
@@ -50,8 +50,8 @@ def outcome_of(
     notes: Sequence[str] = (),
     broke: str = "",
 ) -> Outcome:
-    """The outcome of *drill*, from the lines that `kubernetes_load` *said*. Without its last word every accepted task
-    counts as lost."""
+    """The outcome of *drill*, from the lines that `kubernetes_load` *said*. Without its last line, `records`, every
+    accepted task counts as lost."""
     ended = [each for each in said if each["what"] == "ended"]
     accepted = sum(each["what"] == "accepted" for each in said)
     records = next((each for each in said if each["what"] == "records"), None)
@@ -74,7 +74,7 @@ def outcome_of(
 
 
 def shown_in(said: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `warmlane status` showed that was not well, and the leaders, each once and in their order."""
+    """The lanes that `warmlane status` showed as not well, and the leaders, each once and in order."""
     found: dict[str, None] = {}
     for each in said:
         if each["what"] != "status":
@@ -89,15 +89,15 @@ def shown_in(said: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def longest_pause_s(said: Sequence[Mapping[str, Any]]) -> float:
-    """The longest time between two requests that were accepted."""
+    """The longest time between two accepted requests."""
     moments = [each["at_s"] for each in said if each["what"] == "accepted"]
     return max((later - sooner for sooner, later in itertools.pairwise(moments)), default=0.0)
 
 
 def faults_of(outcome: Outcome) -> list[str]:
-    """Why *outcome* is not what it has to be; nothing where it is, or where the drill was not done.
+    """Why *outcome* is not what it has to be; empty where it is, or where the drill was not done.
 
-    1. No task that was accepted is lost, and none ends twice.
+    1. No accepted task is lost, and none ends twice.
     2. Every request was accepted in the end, and every task was done.
     3. The cause was shown.
     """

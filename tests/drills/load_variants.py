@@ -1,8 +1,8 @@
 """One way to load a transformer, in a process of its own.
 
-`python -m tests.drills.load_variants VARIANT FOLDER DEVICE ROUNDS` prints a `Best`, as JSON. What was
-loaded is then copied, tensor by tensor: to the card, or on a CPU to memory of its own, which stands in for it. So
-weights that are mapped and not read yet are counted with what reads them.
+`python -m tests.drills.load_variants VARIANT FOLDER DEVICE ROUNDS` prints a `Best`, as JSON. After each load it copies
+the tensors one by one: to the card, or on a CPU to other memory, which stands in for the card. So the time to read
+weights that are only mapped counts as well.
 """
 
 import gc
@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-# The way that the product loads comes first.
+# The first one is how the product loads.
 VARIANTS: Final = (
     "as it is",
     "device_map",
@@ -31,14 +31,14 @@ PARALLEL: Final = "HF_ENABLE_PARALLEL_LOADING"  # read when diffusers is importe
 
 
 class Took(Struct, frozen=True):
-    """Seconds of `from_pretrained` (or of what stands for it), and of the copy."""
+    """Seconds of `from_pretrained` (or of what replaces it), and of the copy."""
 
     read_s: float
     copy_s: float
 
 
 class Best(Struct, frozen=True, kw_only=True):
-    """The fastest of the rounds with weights in the page cache, of those without, and the peak of resident memory."""
+    """The fastest round with the weights in the page cache, the fastest without, and the peak resident set size."""
 
     warm: Took
     cold: Took
@@ -50,7 +50,7 @@ def weights_of(folder: Path) -> list[Path]:
 
 
 def throw_out(folder: Path) -> None:
-    """Drops *folder*'s weights from the page cache; what a process has mapped stays there."""
+    """Drops *folder*'s weights from the page cache. What a process has mapped stays there."""
     for path in weights_of(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -58,7 +58,7 @@ def throw_out(folder: Path) -> None:
 
 
 def read_rate(folder: Path) -> float:
-    """Bytes a second, read from the first to the last into one buffer, with nothing done to them."""
+    """Bytes a second, read in sequence into one buffer, and not processed."""
     buffer, total_bytes = bytearray(READ_BYTES), 0
     begun_s = time.perf_counter()
     for path in weights_of(folder):
@@ -69,7 +69,7 @@ def read_rate(folder: Path) -> float:
 
 
 def load(variant: str, folder: Path, device: str) -> Any:
-    """The transformer in *folder*, as bfloat16; for `pread` its tensors alone, which diffusers has no option for."""
+    """The transformer in *folder*, as bfloat16. For `pread` it is the tensors alone: diffusers has no option for it."""
     import diffusers
     import torch
 
@@ -89,7 +89,7 @@ def load(variant: str, folder: Path, device: str) -> Any:
 
 
 def copy(loaded: Any, device: str) -> None:
-    """Every tensor to *device*, one after the other, as `Module.to` does."""
+    """Copies every tensor to *device*, one after the other, as `Module.to` does."""
     import torch
 
     tensors = loaded.values() if isinstance(loaded, dict) else [*loaded.parameters(), *loaded.buffers()]
@@ -125,7 +125,7 @@ def main() -> None:
 
 
 def _round(prepare: Callable[[Path], object], variant: str, folder: Path, device: str) -> Took:
-    gc.collect()  # what the last round loaded: what is mapped cannot be thrown out
+    gc.collect()  # frees what the last round loaded: mapped pages cannot be dropped from the cache
     prepare(folder)
     begun_s = time.perf_counter()
     loaded = load(variant, folder, device)

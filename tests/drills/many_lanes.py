@@ -1,7 +1,7 @@
 """`python -m tests.drills.many_lanes`: what 100 lanes cost a gateway on this machine. Nothing here is a test.
 
-The lanes are heartbeats only, one each 5 s, as real lanes send them; all of them are of one model, which is the worst
-case for a routing decision, since a decision keeps its inputs.
+The lanes are heartbeats only, one every 5 s, as real lanes send them. All are of one model, which is the worst case for
+a routing decision, because a decision keeps its inputs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ DECISION_US_MAX: Final = 50.0
 
 
 async def board_of(link: NatsLink, lanes: int) -> LaneBoard:
-    """A board that knows all of them."""
+    """A board that knows all *lanes*."""
     board = LaneBoard(health_timeout_s=60, grace_s=10)
     await board.start(link)
 

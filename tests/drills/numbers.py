@@ -1,7 +1,7 @@
-"""`make numbers`: what the main job costs on this machine, next to what was aimed at. Nothing here is a test.
+"""`make numbers`: what the main job costs on this machine, next to the aims. Nothing here is a test.
 
-The same pipelines are called directly in this process, in turns with the running system, so that both see the same
-machine: their difference is what Warmlane adds.
+This process also calls the same pipelines directly, in turns with the running system, so that both see the same
+machine: the difference is what Warmlane adds.
 """
 
 import json
@@ -75,11 +75,11 @@ def measure(up: UpProcess, catalog: Catalog, folder: Path) -> Iterable[tuple[str
         ended_s = time.perf_counter()
         parameters = msgjson.decode(json.dumps(done["parameters"]), type=GenerationParameters)
         direct_s = seconds(partial(direct, pipelines[name], parameters, folder))
-        if number >= 4:  # the first ones of each fill caches on both sides
+        if number >= 4:  # the first requests for each model fill caches on both sides
             accept_ms.append((accepted_s - begun_s) * 1e3)
             start_ms.append(publish_to_start_ms(done))
             added[name].append((ended_s - begun_s - direct_s) * 1e3)
-        time.sleep(REST_S)  # idle between two requests: that is what is being measured
+        time.sleep(REST_S)  # the system is idle between two requests: that is the case to measure
     yield "accept, p50 (ms)", f"{statistics.median(accept_ms):.1f}", ""
     yield "accept, p99 (ms)", f"{percentile(accept_ms, 99):.1f}", "≤ 30"
     yield "publish → inference start, p50 (ms)", f"{statistics.median(start_ms):.1f}", "≤ 5"
@@ -91,13 +91,13 @@ def measure(up: UpProcess, catalog: Catalog, folder: Path) -> Iterable[tuple[str
 
 
 def direct(pipeline: Any, parameters: GenerationParameters, folder: Path) -> None:
-    """What a script without Warmlane would do: call, encode."""
+    """Does what a script without Warmlane would do: call the pipeline, encode the video."""
     frames = run_pipeline(pipeline, parameters, None, lambda _: None)
     write_video(frames, folder / "direct.mp4", fps=parameters.fps)
 
 
 def publish_to_start_ms(task: dict[str, Any]) -> float:
-    """From just before the publish to the pipeline's first step."""
+    """The time from just before the publish to the pipeline's first step."""
     at = {entry["event"]: datetime.fromisoformat(entry["at"]) for entry in task["timeline"]}
     return (at["inference_started"] - datetime.fromisoformat(task["queued_at"])).total_seconds() * 1e3
 
@@ -115,7 +115,7 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 def megabytes(pid: int) -> str:
-    """Resident memory of *pid*."""
+    """The resident set size of *pid*."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return f"{next(int(line.split()[1]) for line in lines if line.startswith('VmRSS')) / 1024:.0f}"
 

@@ -1,8 +1,8 @@
-"""`make observe`: all that an operator must be able to see (docs/operate/observability.md), caused and then looked for.
+"""`make observe`: causes all that an operator must be able to see (docs/operate/observability.md), and looks for it.
 
-One system with an OTLP receiver, which hands all spans on to the real Jaeger where there is one
-(`tests/kit/jaeger.py`). Each step causes something; what changed meanwhile in the metrics, the logs and the traces is
-what the step has shown. `tests/e2e/test_observe.py` plays the same.
+One system runs with an OTLP receiver, which passes all spans on to the real Jaeger where there is one
+(`tests/kit/jaeger.py`). Each step causes something. What changes meanwhile in the metrics, the logs and the traces is
+what the step shows. `tests/e2e/test_observe.py` plays the same steps.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from tests.kit.jaeger import MISSING, Jaeger
 
 
 def warnings_of(jaeger: Jaeger) -> list[str]:
-    """What Jaeger finds wrong with a trace of any service."""
+    """The warnings of Jaeger about the traces of all services."""
     traces = [trace for service in jaeger.get("/api/services") for trace in jaeger.find(service)]
     return sorted(
         {
@@ -34,7 +34,8 @@ def warnings_of(jaeger: Jaeger) -> list[str]:
 
 
 def report(console: Console, stage: Stage, musts: Sequence[Row]) -> int:
-    """Prints every line of the table with what was seen; returns how many were not, and what Jaeger warns of."""
+    """Prints every line of the table with what was seen, and Jaeger's warnings. Returns how many lines were not seen,
+    plus the number of warnings."""
     table = Table(title="What operators must be able to see")
     for column in ("requirement", "signal", "caused by", "seen"):
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""What a step asks of the system, over HTTP and of its files."""
+"""What a step does with the system, over HTTP, and reads from its files."""
 
 import asyncio
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.kit.system import UpProcess
 
 
 class Caller:
-    """A client of the system *up*, by *http*."""
+    """A client of the system *up*, through *http*."""
 
     def __init__(self, up: UpProcess, http: httpx.AsyncClient) -> None:
         self._up, self._http = up, http
@@ -43,14 +43,14 @@ class Caller:
         assert status in statuses, (await self._http.get(f"/tasks/{task_id}")).text
 
     async def runs(self, task_id: str, attempt: int) -> int:
-        """The process of the pipeline host, when it runs *attempt*."""
+        """The process of the pipeline host, once it runs *attempt*."""
 
         async def runs() -> bool:
             task = (await self._http.get(f"/tasks/{task_id}")).json()
             return (task["status"], task["attempt"]) == ("processing", attempt)
 
         await eventually(runs, within_s=60)
-        # the record says when it is claimed; the lock's note says what the host runs
+        # the record says when the task is claimed; the lock's note says what the host runs
         host = await eventually(lambda: asyncio.sleep(0, _host_with(self._up.data_dir, task_id, attempt)), within_s=60)
         assert host is not None
         return host

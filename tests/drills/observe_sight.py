@@ -14,7 +14,7 @@ from tests.drills.observe_stage import Stage, Step
 from tests.kit.support import eventually_sync
 
 DOCS: Final = Path(__file__).parents[2] / "docs" / "operate" / "observability.md"
-# So long after a step its signals may come: a second look of everybody who looks once a second, and an export.
+# A step's signals may come this long after it: a second look of every process that looks once a second, and an export.
 ARRIVES_S: Final = 15.0
 
 
@@ -61,7 +61,7 @@ class Sight:
         return look[kind](step, name)
 
     def seen_at_last(self, row: Row) -> str:
-        """As `seen`, when it has arrived."""
+        """As `seen`, but waits until the signal has arrived."""
         with contextlib.suppress(AssertionError):
             return eventually_sync(lambda: self.seen(row), within_s=ARRIVES_S)
         return ""
@@ -90,11 +90,11 @@ class Sight:
         return self._is_in(step, datetime.fromisoformat(timestamp))
 
     def _is_in(self, step: Step, at: datetime) -> bool:
-        return step.begun_at <= at <= step.exported_at  # the next one begins after that
+        return step.begun_at <= at <= step.exported_at  # the next step begins after that
 
 
 def parse_series(text: str) -> tuple[str, dict[str, str]]:
-    """The metric, by its own name, and the labels of a series as Prometheus writes it."""
+    """The metric's own name and the labels of a series in Prometheus's notation."""
     match = re.fullmatch(r"(\w+)(?:\{(.*)\})?", text)
     assert match is not None, text
     names = {metric.prometheus_name: metric.name for metric in CATALOGUE.values()}

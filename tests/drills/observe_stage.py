@@ -1,4 +1,4 @@
-"""The system of `make observe`, the receiver of what it exports, and the steps so far."""
+"""The system of `make observe`, the receiver of its exports, and the steps so far."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ NO_QUOTA: Final = '{"max_lanes": {}}'
 class Step(Struct, kw_only=True):
     """What was done from *begun_at* to *ended_at*, and the tasks that it made, by a name for each.
 
-    By *exported_at* everybody had exported what they counted.
+    By *exported_at* every process had exported its metrics.
     """
 
     name: str
@@ -78,13 +78,13 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def step(self, name: str) -> AsyncIterator[Step]:
-        """Everything from here to the end of the block is *name*."""
+        """Everything from here to the end of the block is the step *name*."""
         now = datetime.now(UTC)
         step = Step(name=name, begun_at=now, ended_at=now, exported_at=now, tasks={})
         yield step
         step.ended_at = datetime.now(UTC)
         self.steps[name] = step
-        # what was caused is exported before the next step begins: two exports later, since one may be under way
+        # the effects are exported before the next step begins: two exports later, since one may be under way
         heard = self.collector.exports()
         await self.until(
             lambda: all(
@@ -95,7 +95,7 @@ class Stage:
 
     @contextlib.asynccontextmanager
     async def entered(self) -> AsyncIterator[None]:
-        """Within it there is a `caller`."""
+        """Within the block there is a `caller`."""
         async with httpx.AsyncClient(base_url=self.up.url, timeout=60) as client:
             self.caller = Caller(self.up, client)
             yield

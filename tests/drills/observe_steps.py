@@ -33,7 +33,7 @@ async def manual_fallback(stage: Stage) -> None:
         step.tasks["swapped"] = await stage.caller.done("anisora")
         await stage.fallback_is_shown("anisora", "manual")
         await stage.caller.mode("anisora", "auto")
-        # it is over as soon as the switch is back; a gateway writes that down within a second, and says so
+        # the fallback is over as soon as the switch is back; a gateway records and logs that within a second
         await stage.until(lambda: not stage.running_fallbacks("anisora"))
         await stage.until(
             lambda: any(
@@ -54,7 +54,7 @@ async def quota_fallback(stage: Stage) -> None:
 
 
 async def rerouted_task(stage: Stage) -> None:
-    """A lane that is stopped is still believed for a while; its task is not left with it."""
+    """The gateway trusts a stopped lane for a while, but does not leave the task with it."""
     async with stage.step("rerouted task") as step:
         lane = stage.up.find("--name anisora-0")
         os.kill(lane, signal.SIGSTOP)
@@ -67,7 +67,7 @@ async def rerouted_task(stage: Stage) -> None:
 
 
 async def failed_task(stage: Stage) -> None:
-    """Its pipeline host dies in both attempts."""
+    """The task's pipeline host dies in both attempts."""
     async with stage.step("failed task") as step:
         step.tasks["failed"] = task_id = await stage.caller.submit("phr00t")
         for attempt in (1, 2):
@@ -85,7 +85,7 @@ async def cancelled_task(stage: Stage) -> None:
 
 async def lost_lane(stage: Stage) -> None:
     async with stage.step("lost lane") as step:
-        lane = stage.up.find("--name anisora-0")  # the task may have ended before it is found
+        lane = stage.up.find("--name anisora-0")  # looked up first, so that the kill comes before the task ends
         step.tasks["requeued"] = task_id = await stage.caller.submit("anisora")
         await stage.caller.runs(task_id, 1)
         os.kill(lane, signal.SIGKILL)
@@ -94,7 +94,8 @@ async def lost_lane(stage: Stage) -> None:
 
 
 async def overload(stage: Stage) -> None:
-    """More than fits, and more than can be served in time: refused at once, refused later, and dropped."""
+    """More requests than fit, and more than can be served in time: the gateway refuses some at once, and some later,
+    and drops some."""
     async with stage.step("overload") as step:
         await stage.caller.mode("anisora", "degraded")
         later = [stage.caller.post("anisora", prefer="respond-async") for _ in range(DEGRADED_MAX_MSGS - 4)]
@@ -118,7 +119,7 @@ async def refused_request(stage: Stage) -> None:
 
 
 async def replaced_value(stage: Stage) -> None:
-    """docs/operate/rollback.md: a wrong fixed value is replaced, and said."""
+    """docs/operate/rollback.md: the gateway replaces a wrong fixed value, and reports that."""
     async with stage.step("replaced value") as step:
         answer = await stage.caller.post("phr00t", steps=99)
         assert answer.status_code == 202, answer.text
@@ -152,12 +153,13 @@ STEPS: Final[tuple[Callable[[Stage], Awaitable[None]], ...]] = (
 
 
 def name_of(act: Callable[[Stage], Awaitable[None]]) -> str:
-    """A step, as the table names it."""
+    """The name of a step in the table."""
     return str(act.__name__).replace("_", " ")
 
 
 async def play(stage: Stage, on_step: Callable[[str], None]) -> None:
-    """All steps, each passed to *on_step* before it begins; then until everything that they caused has arrived."""
+    """Plays all steps, and passes the name of each to *on_step* before it begins. Returns when all their effects have
+    arrived."""
     async with stage.entered():
         for act in STEPS:
             on_step(name_of(act))

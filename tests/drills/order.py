@@ -1,6 +1,6 @@
-"""`make order`: what an order of the degraded queue is worth, at half to ten times of what first in, first out can do.
+"""`make order`: what an order of the degraded queue is worth, at half to ten times the capacity of first in, first out.
 
-The orders of others run in the same simulation as the product's own: same places, same wait, same arrivals.
+Other projects' orders run in the same simulation as the product's own: same places, same wait, same arrivals.
 """
 
 import random
@@ -23,16 +23,17 @@ from tests.kit.orders import named
 PAGE: Final = Path(__file__).parents[2] / "docs" / "benchmarks" / "order.md"
 MODELS: Final = ("anisora", "phr00t")
 TIMES: Final = (0.5, 1.0, 3.0, 10.0)
-# So many tasks would first in, first out serve, without a pause.
+# How many tasks first in, first out would serve without a pause.
 TASKS: Final = 1_500
 SEED: Final = 7
 FIFO: Final = "fifo"
 SWAP_AWARE: Final = "swap-aware"
-# Who sends how many of ten requests.
+# How many of ten requests each caller sends.
 CALLERS: Final[Mapping[str, int]] = {"many": 9, "few": 1}
-# At and below the capacity, an order that loses more than this to first in, first out is no order to have.
+# An order may lose no more than this share against first in, first out, at any load.
 MAY_LOSE: Final = 0.03
-# Where a swap costs twice a run, at three times the capacity.
+# What the product's order has to serve against first in, first out where a swap costs at least twice a run, at three
+# times the capacity.
 GAINS: Final = 1.7
 
 
@@ -44,7 +45,7 @@ class Case(Struct, frozen=True):
 
     @property
     def fifo_s(self) -> float:
-        """What first in, first out needs for a task, when two models come in equal parts at random."""
+        """What first in, first out needs for a task, if two models come at random in equal parts."""
         return self.run_s + self.swap_s / 2
 
     def __str__(self) -> str:
@@ -55,7 +56,7 @@ CASES: Final = (Case(2, 4), Case(2, 10), Case(8, 15), Case(26, 20))
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """What one order made of one load."""
+    """How one order served one load."""
 
     case: Case
     times: float
@@ -70,7 +71,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 def orders() -> dict[str, ChooseNext]:
-    """The orders that are compared, each with a memory of its own."""
+    """The orders to compare, each with a memory of its own."""
     others = named(30)
     return {
         FIFO: others["fifo"],
@@ -82,7 +83,7 @@ def orders() -> dict[str, ChooseNext]:
 
 
 def arrivals(rate_per_s: float, until_s: float, *, seed: int = SEED) -> list[Arrival]:
-    """Two models in equal parts, from two callers of whom one sends nine times as many, at random moments."""
+    """Two models in equal parts, at random moments. One of two callers sends nine times as many as the other."""
     chance, at_s, found = random.Random(seed), 0.0, []
     while (at_s := at_s + chance.expovariate(rate_per_s)) < until_s:
         caller = chance.choices(list(CALLERS), list(CALLERS.values()))[0]
@@ -148,7 +149,7 @@ HEADINGS: Final = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """*row* as it is printed."""
+    """The printed cells of *row*."""
     return (
         str(row.case),
         f"{row.times:g}",
@@ -163,14 +164,14 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def page(rows: Sequence[Row], text: str, *, name: str) -> str:
-    """*text* with the table of *rows* in the part that is called *name*."""
+    """*text* with the table of *rows* in its part *name*."""
     return with_part(text, name, HEADINGS, map(cells, rows))
 
 
 def with_part(
     text: str, name: str, headings: Sequence[str], rows: Iterable[Sequence[str]], *, by: str = "make order"
 ) -> str:
-    """*text* with a table of *rows* in its part *name*, which is written *by* that."""
+    """*text* with a table of *rows* in its part *name*, whose markers name the command *by*."""
     begin, end = f"<!-- {name}: {by} -->", f"<!-- end of {name} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
@@ -182,7 +183,7 @@ def with_part(
 
 
 def on_the_real_worker(console: Console, *, write: bool) -> int:
-    """Prints what each order made of the real worker, beside the simulation of it; the exit status."""
+    """Prints how each order did on the real worker, beside its simulation; returns the exit status."""
     table = Table(*REAL_HEADINGS, title="The real worker, with pipelines that sleep")
     pairs = []
     for pair in compare_real(say=console.print):
@@ -204,7 +205,7 @@ def on_the_real_worker(console: Console, *, write: bool) -> int:
 @click.option("--real", is_flag=True, help="On the real worker instead (half an hour).")
 def command(tasks: int, write: bool, real: bool) -> None:
     """Compare orders of the degraded queue in a simulation. Exit status 1 where the product's own misses its aim, or
-    the real worker does otherwise than the simulation says."""
+    the real worker differs from the simulation."""
     console = Console(width=max(140, Console().width))
     if real:
         raise SystemExit(on_the_real_worker(console, write=write))

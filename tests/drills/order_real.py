@@ -1,7 +1,7 @@
 """The second half of `make order --real`: each order on the real worker, beside the simulation of the same arrivals.
 
-Gateway, nats-server and degraded worker are the product's own; its pipelines sleep instead of computing, so that run
-and swap take what is asked for on a busy machine too. All times are a quarter of those that they imitate.
+Gateway, nats-server and degraded worker are the product's own. The pipelines sleep instead of computing, so that runs
+and swaps take the wanted time on a busy machine too. All times are a quarter of those that they imitate.
 """
 
 import asyncio
@@ -35,16 +35,16 @@ SECONDS: Final = 60.0
 MAY_DIFFER: Final = 0.10
 NAMES: Final = ("fifo", "slice", "swap-aware", "llama-swap", "SwarmUI")
 SEED: Final = 11
-# An expected wait is right if it was off by no more than this share of what it was, or by so many seconds.
+# An expected wait is right if it was off by no more than this share of the real wait, or by no more than RIGHT_S.
 RIGHT_SHARE: Final = 0.25
 RIGHT_S: Final = 0.5
 
 
 class RealPair(Struct, frozen=True, kw_only=True):
-    """What one order made of the real worker, and what the simulation makes of the same arrivals and measured times.
+    """How one order did on the real worker, and in the simulation of the same arrivals and measured times.
 
-    The load was *times* what first in, first out can serve. *right_waits* is the share of the waits said at acceptance
-    that were right, and *median_off_s* how far they were off.
+    The load was *times* what first in, first out can serve. *right_waits* is the share of the expected waits in the
+    answers that were right, and *median_off_s* how far those were off.
     """
 
     times: float
@@ -68,7 +68,7 @@ def arrivals(rate_per_s: float, seconds: float) -> list[Arrival]:
 
 
 def compare_real(*, say: Callable[[str], object], seconds: float = SECONDS) -> Iterator[RealPair]:
-    """Every load with every order, each on a system of its own, one after the other."""
+    """Runs every load with every order, each on a system of its own, one after the other."""
     for times in REAL_TIMES:
         came = arrivals(times / (RUN_S + SWAP_S / 2), seconds)
         for name in NAMES:
@@ -77,7 +77,7 @@ def compare_real(*, say: Callable[[str], object], seconds: float = SECONDS) -> I
 
 
 def run_on_system(name: str, came: Sequence[Arrival]) -> list[dict[str, Any]]:
-    """The tasks of *came* on a fresh system that serves by the order *name*; those refused are missing."""
+    """The tasks of *came* on a fresh system that serves by the order *name*, without the refused ones."""
     with tempfile.TemporaryDirectory() as folder:
         settings = settings_file(Path(folder), wait_limit_s=WAIT_S, degraded_margin_s=MARGIN_S)
         slowed = ("--step-seconds", f"{RUN_S:g}", "--load-seconds", f"{SWAP_S:g}")
@@ -93,8 +93,8 @@ def run_on_system(name: str, came: Sequence[Arrival]) -> list[dict[str, Any]]:
 
 
 async def send_all(url: str, came: Sequence[Arrival]) -> list[dict[str, Any]]:
-    """Posts *came* at their moments; the tasks when all have ended, each with the wait that was expected."""
-    # each request has a connection of its own: one that is kept may be closed just when it is used again
+    """Posts *came* at their moments; returns the tasks, once all have ended, each with its expected wait."""
+    # each request has a connection of its own: the gateway may close an idle one just when it is used again
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         loop, begun_s = asyncio.get_running_loop(), asyncio.get_running_loop().time()
@@ -119,7 +119,7 @@ async def send_all(url: str, came: Sequence[Arrival]) -> list[dict[str, Any]]:
 def pair_of(
     name: str, came: Sequence[Arrival], tasks: Sequence[dict[str, Any]], *, times: float, seconds: float
 ) -> RealPair:
-    """*tasks* of the real worker beside the simulation with the times that it took."""
+    """*tasks* of the real worker, beside a simulation with the times that the worker took."""
     began = min(datetime.fromisoformat(task["queued_at"]).timestamp() for task in tasks) - came[0].at_s
     started = [task for task in tasks if task["claimed_at"] is not None]
     in_time = [task for task in started if _at(task, "claimed_at") - began <= seconds]
@@ -154,7 +154,7 @@ def costs_of(tasks: Sequence[dict[str, Any]]) -> Costs:
     swaps_s: dict[str, list[float]] = {model: [] for model in MODELS}
     for task, following in itertools.pairwise(in_turn):
         if _at(following, "queued_at") > _at(task, "finished_at"):
-            continue  # the card stood idle
+            continue  # the card was idle
         took_s = _at(following, "claimed_at") - _at(task, "claimed_at")
         swap = task["swap"]
         swap_s = 0.0 if swap is None else swap["release_s"] + swap["verify_s"] + swap["load_s"]
@@ -168,7 +168,7 @@ def costs_of(tasks: Sequence[dict[str, Any]]) -> Costs:
 
 
 def judge_real(pairs: Sequence[RealPair]) -> list[str]:
-    """Where the real worker does otherwise than the simulation says; empty when nowhere."""
+    """Where the real worker differs from the simulation; empty when nowhere."""
     missed = []
     for pair in pairs:
         if abs(pair.real - pair.simulated) > MAY_DIFFER * pair.simulated:
@@ -193,7 +193,7 @@ REAL_HEADINGS: Final = (
 
 
 def real_cells(pair: RealPair) -> tuple[str, ...]:
-    """*pair* as it is printed."""
+    """The printed cells of *pair*."""
     return (
         f"{pair.times:g}",
         pair.order,

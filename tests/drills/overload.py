@@ -1,4 +1,4 @@
-"""`make overload`: ten times what the degraded worker can do, and what the limits of its queue are worth then.
+"""`make overload`: ten times what the degraded worker can serve, and what the limits of its queue are worth then.
 
 Every figure comes from outside: answers from a client, depth and timestamps from the nats-server itself.
 """
@@ -41,7 +41,7 @@ CALIBRATION: Final = 6
 
 
 class Life(Struct, kw_only=True):
-    """A task as the server saw it: its time of the queue message, and of the record that left `pending`."""
+    """A task with the server's times of its queue message, and of the record that left `pending`."""
 
     task: GenerationTask
     queued_at: datetime
@@ -86,7 +86,7 @@ def is_proven(swap: SwapReceipt) -> bool:
 
 
 def judge(seen: Seen, *, wait_limit_s: float = WAIT_LIMIT_S) -> list[Verdict]:
-    """What the run says about SC-007, SC-008 and SC-009."""
+    """The verdicts of the run on SC-007, SC-008 and SC-009."""
     depth_refusals = [answer for answer in seen.answers if answer.limit == "depth"]
     wait_refusals = [answer for answer in seen.answers if answer.limit == "wait"]
     accepted = [answer for answer in seen.answers if answer.status == 202]
@@ -189,7 +189,7 @@ class Observer:
         task = decode_task(entry.value)
         life = self._lives.get(task.id)
         if life is None:
-            # the gateway notes it just before it publishes, so it is never later than the server's own time
+            # the gateway takes this time just before it publishes, so it is never later than the server's own
             life = self._lives[task.id] = Life(task=task, queued_at=task.queued_at)
             if task.status is TaskStatus.PENDING:
                 look = asyncio.create_task(self._look_at_message(life))
@@ -200,7 +200,7 @@ class Observer:
             life.left_at = entry.time
 
     async def _look_at_message(self, life: Life) -> None:
-        with contextlib.suppress(Exception):  # claimed and gone already: the gateway's time stands
+        with contextlib.suppress(Exception):  # a worker has already claimed the task: the gateway's time stays
             stored = await js_of(self._link).get_last_msg(
                 DEGRADED, work_subject("degraded", life.task.model, life.task.id)
             )
@@ -213,7 +213,7 @@ async def overload(
 ) -> Seen:
     """Measures what the worker can do, then sends *times* as much for *seconds*, and waits until all has ended.
 
-    *at_least_per_s* fills the queue also where the worker is slow.
+    *at_least_per_s* is the least rate, which fills the queue even where the worker is slow.
     """
     link = await NatsLink.connect(up.nats_url, name="observer")
     try:
@@ -248,7 +248,7 @@ async def overload(
 
 
 async def calibrate(client: httpx.AsyncClient, models: Sequence[str]) -> float:
-    """What one task takes from claim to end, models in turn, in seconds."""
+    """How long one task takes from claim to end, in seconds; models take turns."""
     took_s = []
     for number, model in zip(range(CALIBRATION), itertools.cycle(models), strict=False):
         answer = await post(client, model, number)
@@ -257,7 +257,7 @@ async def calibrate(client: httpx.AsyncClient, models: Sequence[str]) -> float:
         while task["status"] not in ("done", "failed"):
             task = (await client.get(f"/tasks/{answer.task_id}?wait=30")).json()
         assert task["status"] == "done", task
-        if number >= len(models):  # the first of each loads for the first time
+        if number >= len(models):  # the first task of each model loads it for the first time
             span = datetime.fromisoformat(task["finished_at"]) - datetime.fromisoformat(task["claimed_at"])
             took_s.append(span.total_seconds())
     return sum(took_s) / len(took_s)
@@ -266,7 +266,8 @@ async def calibrate(client: httpx.AsyncClient, models: Sequence[str]) -> float:
 async def send_in_turn(
     client: httpx.AsyncClient, models: Sequence[str], *, rate: float, seconds: float, console: Console
 ) -> list[Answer]:
-    """Requests at random moments, *rate* a second on average, models in turn, whatever becomes of those before."""
+    """Sends requests at random moments, *rate* a second on average, models in turn. It does not wait for earlier
+    answers."""
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("sending", total=seconds)
         return await send(
@@ -277,7 +278,7 @@ async def send_in_turn(
 
 
 def report(console: Console, seen: Seen, verdicts: Sequence[Verdict]) -> None:
-    """Prints what was sent, what was answered, and the verdicts."""
+    """Prints the requests, the answers and the verdicts."""
     kinds = Counter(answer.limit or str(answer.status) for answer in seen.answers)
     done = [life for life in seen.lives if life.task.status is TaskStatus.DONE]
     table = Table("criterion", "what", "measured", "asked", "", title="Overload")

@@ -1,8 +1,8 @@
 """`make panel`: how soon the list of tasks is drawn in a browser, and what many open pages cost the gateway.
 
 The whole system runs as `warmlane up` starts it; only its pipelines do nothing. The first part is a real Chromium with
-an empty cache. The second part sends, for each page, what that Chromium was seen to ask for, and keeps the page's one
-event stream open: five hundred browsers do not fit into one machine.
+an empty cache. The second part sends, for each page, the requests that Chromium was seen to send, and keeps the page's
+one event stream open: five hundred browsers do not fit on one machine.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ PAGES: Final = 500
 LOADS: Final = 5
 PAINT_MAX_MS: Final = 1_000.0
 PAGE_SIZE: Final = 50
-# A browser opens six connections at most, and the pages of one minute do not come in one moment.
+# A browser opens six connections at most, and the pages of one minute are not all opened at one moment.
 OPENING_AT_ONCE: Final = 25
 IDLE_S: Final = 10.0
 KEPT_S: Final = 1.0
 HEARD_WITHIN_S: Final = 60.0
 STREAM: Final = "/tasks/events"
-# A client that does not name it is no browser, and gets no page.
+# The gateway takes a client without this header for no browser, and sends it no page.
 AS_A_BROWSER: Final = {"Accept": "text/html,*/*;q=0.8"}
 # When the first card stands in the document, in ms since the navigation began.
 WATCH_FOR_CARDS: Final = """
@@ -49,14 +49,14 @@ new MutationObserver((_, watcher) => {
 
 
 class Load(Struct, frozen=True):
-    """One page that was opened at the list of tasks: when something, and when the list, was painted, since the
-    navigation; the slowest click for older ones, until they were drawn."""
+    """One page that was opened at the list of tasks: the times from the navigation to the first paint and to the first
+    card, and the time from the slowest click for older tasks until they were drawn."""
 
     first_paint_ms: float
     first_cards_ms: float
     slowest_older_ms: float
     asked: tuple[str, ...]
-    """The paths that it asked for, in order."""
+    """The paths that the page requested, in order."""
 
 
 class Crowd(Struct, frozen=True):
@@ -65,12 +65,12 @@ class Crowd(Struct, frozen=True):
     pages: int
     open_streams: int
     heard: int
-    """How many were told of the task that was submitted when all were open."""
+    """How many pages heard of the task that was submitted when all were open."""
     opened_s: float
     before_bytes: int
     with_pages_bytes: int
     idle_share: float
-    """Of one core, while nothing happened."""
+    """The gateway's share of one core while nothing happened."""
 
 
 class Verdict(Struct, frozen=True):
@@ -81,7 +81,7 @@ class Verdict(Struct, frozen=True):
 
 
 def judge(loads: Sequence[Load], crowd: Crowd) -> list[Verdict]:
-    """What the drill found, beside what is asked for. The first one depends on the machine."""
+    """What the drill measured, beside the aims. The first one depends on the machine."""
     paint_ms = statistics.median(load.first_cards_ms for load in loads)
     return [
         Verdict("the list is painted, p50 (ms)", f"{paint_ms:.0f}", f"< {PAINT_MAX_MS:.0f}", paint_ms < PAINT_MAX_MS),
@@ -139,7 +139,7 @@ async def look(browser: Browser, url: str, *, count: int) -> Load:
 
 
 async def gather_crowd(up: NoopSystem, asked: Sequence[str], *, pages: int, idle_s: float) -> Crowd:
-    """*pages* pages that each ask for *asked*, and follow the stream that is among it, until a task was submitted."""
+    """*pages* pages that each request *asked*, and follow the stream among it until a submitted task has arrived."""
     gateway = psutil.Process(up.find("warmlane gateway"))
     before_bytes = gateway.memory_info().rss
     turns = asyncio.Semaphore(OPENING_AT_ONCE)
@@ -148,7 +148,7 @@ async def gather_crowd(up: NoopSystem, asked: Sequence[str], *, pages: int, idle
     submitted = asyncio.Event()
     task_ids: list[str] = []
 
-    # A connection that the gateway may be about to close is not used again; a browser would send such a request anew.
+    # The client reuses no connection that the gateway may be about to close; a browser would retry such a request.
     limits = httpx.Limits(keepalive_expiry=KEPT_S)
 
     @contextlib.asynccontextmanager
@@ -212,7 +212,7 @@ async def measure(
 
 
 def report(console: Console, loads: Sequence[Load], crowd: Crowd, *, tasks: int) -> bool:
-    """Prints the tables; whether all passed."""
+    """Prints the tables; returns whether all verdicts passed."""
     figures = Table("figure", "measured", title=f"The panel with {tasks} tasks")
     figures.add_row("first paint, p50 (ms)", f"{statistics.median(load.first_paint_ms for load in loads):.0f}")
     figures.add_row("list painted, each load (ms)", ", ".join(f"{load.first_cards_ms:.0f}" for load in loads))

@@ -1,7 +1,8 @@
-"""`make regression`: 200 valid requests to a whole system, and what was answered beside the last result (SC-004).
+"""`make regression`: 200 valid requests to a whole system, and the answers beside the last result (SC-004).
 
-AniSora and Phr00t in turns, each request with other parameters, sent at a pace that the lanes can take: a refusal means
-that something became worse. Everything is counted as a client sees it. A request without an answer counts as a 5xx.
+Requests for AniSora and Phr00t take turns, each with other parameters, at a pace that the lanes can serve: a refusal
+means that something became worse. Everything is counted as a client sees it. A request without an answer counts as a
+5xx.
 """
 
 import asyncio
@@ -36,11 +37,11 @@ from tests.kit.system import UpProcess
 
 REQUESTS: Final = 200
 ACCEPTED_PERCENT: Final = 99.0
-# How much more of the answers than in the baseline may be 5xx, in percentage points.
+# By how many percentage points the share of 5xx answers may exceed the baseline's.
 POINTS: Final = 1.0
 # Requests a second: each lane gets half of them, and takes 0.1 to 0.4 s for one on 2 cores.
 RATE: Final = 2.0
-# Generations stay small, well within the settings' ranges: what is judged is that they are accepted.
+# Generations stay small, well within the settings' ranges: the drill judges whether they are accepted.
 SIDE_MAX: Final = 96
 FRAMES_MAX: Final = 17
 POLL_S: Final = 20
@@ -60,19 +61,19 @@ Kind = Literal["submit", "other"]
 
 
 class Seen(Struct, frozen=True, kw_only=True):
-    """All that was observed: how often each status was answered to each kind of request (0: there was no answer), and
-    what became of the accepted tasks."""
+    """All that was observed: how often each kind of request got each status (0: there was no answer), and what became
+    of the accepted tasks."""
 
     answers: Mapping[tuple[Kind, int], int]
     ends: Mapping[str, int]
     seconds: float
 
     def count(self, kind: Kind, *, above: int = -1, below: int = 1_000) -> int:
-        """The answers to requests of *kind* whose status is between the two."""
+        """How many answers to requests of *kind* have a status between *above* and *below*."""
         return sum(number for (each, status), number in self.answers.items() if each == kind and above < status < below)
 
     def percent_5xx(self, kind: Kind) -> float:
-        """Of the requests of *kind*, how many were answered with 5xx or not at all. 0 where there was none."""
+        """The percentage of requests of *kind* that got a 5xx or no answer at all. 0 where there was no request."""
         every = self.count(kind)
         failed = self.count(kind, above=499) + self.answers.get((kind, NO_ANSWER), 0)
         return 100 * failed / every if every else 0.0
@@ -84,7 +85,7 @@ class Seen(Struct, frozen=True, kw_only=True):
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """A run, as it is kept to compare later ones with."""
+    """A run, as it is kept for comparison with later ones."""
 
     when: str
     version: str
@@ -100,7 +101,7 @@ class Result(Struct, frozen=True, kw_only=True):
 
 
 def result_of(seen: Seen, *, rate: float) -> Result:
-    """*seen*, with when and where."""
+    """*seen*, with time and machine."""
     return Result(
         when=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         version=metadata.version("warmlane"),
@@ -117,7 +118,7 @@ def result_of(seen: Seen, *, rate: float) -> Result:
 
 
 def judge(seen: Seen, baseline: Result | None) -> list[Figure]:
-    """What the run says about SC-004; without a *baseline* there is nothing to compare its 5xx with. Pure."""
+    """The figures of the run for SC-004; without a *baseline* there is nothing to compare its 5xx with. Pure."""
     figures = [
         Figure(
             what="valid requests sent", measured=seen.count("submit"), asked=REQUESTS, unit="requests", at_least=True
@@ -143,7 +144,7 @@ def judge(seen: Seen, baseline: Result | None) -> list[Figure]:
 
 
 def bodies(catalog: Catalog, count: int) -> Iterator[dict[str, Any]]:
-    """*count* valid requests, the models in turns, the same ones in every run."""
+    """*count* valid requests, models in turn, the same in every run."""
     dice = random.Random(4)
     picture = png(dice)
     for number, entry in zip(range(count), itertools.cycle(catalog.models.values()), strict=False):
@@ -200,7 +201,7 @@ class Caller:
         self.ends: Counter[str] = Counter()
 
     async def one(self, body: Mapping[str, Any]) -> None:
-        """One request from its submit to its video."""
+        """Follows one request from its submit to its video."""
         answer = await self._ask("submit", "POST", "/generate", body)
         if answer is None or answer.status_code != httpx.codes.ACCEPTED:
             return
@@ -240,7 +241,7 @@ class Caller:
 
 
 async def send(url: str, *, count: int, rate: float, console: Console) -> Seen:
-    """Sends *count* requests, *rate* a second whatever becomes of those before, and follows each to its end."""
+    """Sends *count* requests, *rate* a second, and follows each to its end. It does not wait for earlier answers."""
     begun_s = time.monotonic()
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=CLIENT_TIMEOUT_S, limits=limits) as http:
@@ -268,7 +269,7 @@ def read_baseline(path: Path) -> Result | None:
 
 
 def report(console: Console, seen: Seen, figures: Sequence[Figure]) -> None:
-    """Prints what was answered, what became of the tasks, and the verdicts."""
+    """Prints the answers, what became of the tasks, and the verdicts."""
     table = Table("SC-004", "measured", "asked", "", "", title="Regression")
     for figure in figures:
         sign, colour = "≥" if figure.at_least else "≤", "green" if figure.is_met else "red"
@@ -320,7 +321,7 @@ def command(count: int, rate: float, baseline: Path, accept: bool) -> None:
             up.stop()
     figures = judge(seen, known)
     report(console, seen, figures)
-    # what does not even reach the absolute numbers is no baseline
+    # a run that misses even the absolute numbers is no baseline
     if (accept or known is None) and all(figure.is_met for figure in judge(seen, None)):
         baseline.write_bytes(msgspec.json.format(msgspec.json.encode(result_of(seen, rate=rate)), indent=1) + b"\n")
         console.print(f"the baseline is now {baseline}", highlight=False)

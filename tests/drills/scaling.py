@@ -1,6 +1,6 @@
-"""`make scaling`: what lanes that follow the demand are worth on a day of traffic, beside lanes that are always there.
+"""`make scaling`: what lanes that follow the demand are worth on a day of traffic, beside a fixed number of lanes.
 
-Every figure is of the simulation in `scaling_day.py`, and the sum of several days of the same kind.
+Every figure is from the simulation in `scaling_day.py`, and the sum over several days of the same kind.
 """
 
 import math
@@ -33,12 +33,13 @@ SLOW: Final = Times(cold_start_s=600.0)
 
 
 def smooth(seed: int) -> list[float]:
-    """A night and a noon, which come and go by the hour."""
+    """Arrivals of a day whose rate rises from night to noon and falls again over hours."""
     return arrivals(_per_s, most_per_s=NOON_PER_H / HOUR_S, seed=seed)
 
 
 def bursty(seed: int) -> list[float]:
-    """Half of that, and ten times a day, when nobody knows, as much as four lanes can do, for five minutes."""
+    """Half of `smooth`, and ten times a day, at random moments, a burst of five minutes with as much as four lanes can
+    serve."""
     chance = random.Random(seed)
     begins_s = [chance.random() * (DAY_S - BURST_S) for _ in range(BURSTS)]
 
@@ -58,7 +59,7 @@ KINDS: Final[Mapping[str, Callable[[int], list[float]]]] = {"smooth": smooth, "b
 
 
 class Way(Struct, frozen=True):
-    """How lanes are kept, in words."""
+    """One way to run lanes, and its name."""
 
     name: str
     lanes: Lanes
@@ -66,7 +67,7 @@ class Way(Struct, frozen=True):
 
 
 def ways() -> list[Way]:
-    """Those that are compared: lanes that are always there, and the chart's ScaledObject, as it stands and changed."""
+    """The ways to compare: fixed numbers of lanes, and the chart's ScaledObject, unchanged and changed."""
     chart = replace(ScaledObject.of_chart(), most=MOST_FIXED)
     scaled = f"{chart.least} to {chart.most}, by demand"
     return [
@@ -81,7 +82,7 @@ def ways() -> list[Way]:
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """What one way made of all days of a kind."""
+    """How one way did on all days of a kind."""
 
     day: str
     way: str
@@ -100,7 +101,7 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 def compare(day: str, way: Way, *, days: int = DAYS) -> Row:
-    """*days* of the kind *day*, one after the other, each with arrivals of its own."""
+    """Simulates *days* of the kind *day*, one after the other, each with arrivals of its own."""
     return Row(
         day=day,
         way=way.name,
@@ -139,7 +140,7 @@ HEADINGS: Final = (
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """*row* as it is printed."""
+    """The printed cells of *row*."""
     counted = row.counted
     return (
         row.day,
@@ -155,7 +156,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Demand and lanes of the first day of each kind, by the chart's rules; and what each way costs and reaches."""
+    """Draws demand and lanes on the first day of each kind by the chart's rules, and what each way costs and gets."""
     with plot_into(path, extra="bench", size_in=(9.0, 5.2), font_size=8) as figure:
         for place, day in enumerate(KINDS):
             of_day = [row for row in rows if row.day == day]
@@ -192,7 +193,7 @@ def _most_in_each_quarter(demand: Sequence[tuple[float, int]]) -> list[int]:
 @click.option("--days", type=click.IntRange(1), default=DAYS, show_default=True, help="Of each kind.")
 @click.option("--write", is_flag=True, help="Write the table into docs/kubernetes.md, and the plot beside it.")
 def command(days: int, write: bool) -> None:
-    """Compare lanes that follow the demand with lanes that are always there, in a simulation."""
+    """Compare lanes that follow the demand with a fixed number of lanes, in a simulation."""
     pairs = [(day, way) for day in KINDS for way in ways()]
     rows = [compare(day, way, days=days) for day, way in track(pairs, "simulating")]
     console = Console(width=max(150, Console().width))

@@ -1,8 +1,8 @@
-"""A day of traffic for one model, as SimPy simulates it: lanes that follow the demand, or as many as there always are.
+"""A day of traffic for one model, as SimPy simulates it: with lanes that follow the demand, or a fixed number of lanes.
 
-Real are the demand (`gateway/rules/demand.py`, over real task records), the autoscaler's arithmetic
-(`scaling_rules.py`), what a pod costs to delete (`ops/lanes/kubernetes/deletion_cost.py`) and the limits of the queues.
-Assumed is how long a run, a cold start and a swap take. Times are seconds from the beginning of the day.
+These are real: the demand (`gateway/rules/demand.py`, over real task records), the autoscaler's arithmetic
+(`scaling_rules.py`), a pod's deletion cost (`ops/lanes/kubernetes/deletion_cost.py`) and the limits of the queues. How
+long a run, a cold start and a swap take is assumed. Times are seconds from the beginning of the day.
 """
 
 import math
@@ -40,8 +40,8 @@ class Times(Struct, frozen=True):
 
 
 class Lanes(Struct, frozen=True, kw_only=True):
-    """*first* lanes are warm at the beginning. Without *rules*, so many there stay. *keeps_costs*: the supervisor keeps
-    what each pod costs to delete."""
+    """*first* lanes are warm at the beginning. Without *rules* that number stays. *keeps_costs*: the supervisor
+    updates the deletion cost of each pod."""
 
     first: int = 1
     rules: ScaledObject | None = None
@@ -55,21 +55,21 @@ class Counted(Struct, frozen=True, kw_only=True):
     by_lane: int
     by_degraded: int
     turned_away: int
-    """`queue_overloaded`. Neither these nor those above: still waiting at midnight."""
+    """Refused with `queue_overloaded`. Requests in none of these three counts still wait at midnight."""
     waits_s: Sequence[float]
-    """Of those that were served, from arrival to start."""
+    """From arrival to start, of the requests that were served."""
     lane_hours: float
     """From the moment that a lane takes its card until it gives it back."""
     more: int
     fewer: int
     busy_told_to_go: int
     lanes: Sequence[tuple[float, int]]
-    """When how many lanes held a card."""
+    """How many lanes held a card from each moment on."""
     demand: Sequence[tuple[float, int]]
 
 
 def arrivals(rate_per_s: Callable[[float], float], *, most_per_s: float, seed: int) -> list[float]:
-    """Moments at random, as often as *rate_per_s* says, which is at most *most_per_s*."""
+    """Random moments at the rate *rate_per_s*, which is at most *most_per_s*."""
     chance, at_s, found = random.Random(seed), 0.0, []
     while (at_s := at_s + chance.expovariate(most_per_s)) < DAY_S:
         if chance.random() * most_per_s < rate_per_s(at_s):
@@ -78,7 +78,7 @@ def arrivals(rate_per_s: Callable[[float], float], *, most_per_s: float, seed: i
 
 
 def simulate(came: Sequence[float], lanes: Lanes, times: Times) -> Counted:
-    """One day, until midnight."""
+    """Simulates one day, until midnight."""
     return _Day(came, lanes, times).counted()
 
 
@@ -267,5 +267,5 @@ class _Day:
 
 
 def costs_of(times: Times) -> Costs:
-    """*times* as `ops/simulation.py` has them."""
+    """*times* in the form of `ops/simulation.py`."""
     return Costs(run_s={MODEL: times.run_s}, swap_s={MODEL: times.swap_s})

@@ -1,4 +1,5 @@
-"""What KEDA and the autoscaler of Kubernetes make of a demand, by the chart's values. Pure: the moment is an argument.
+"""How many lanes KEDA and the autoscaler of Kubernetes want at a demand, by the chart's values. Pure: the time is an
+argument.
 
 It is the arithmetic of `pkg/controller/podautoscaler` of Kubernetes 1.36 for one external metric with an AverageValue
 and a `behavior`, as the chart's ScaledObject has them.
@@ -16,17 +17,18 @@ from msgspec.structs import replace
 from gateway.rules.demand import wanted_lanes
 
 VALUES: Final = Path(__file__).parents[2] / "ops" / "kubernetes" / "warmlane" / "values.yaml"
-# The autoscaler asks this often (--horizontal-pod-autoscaler-sync-period). KEDA's pollingInterval is for 0 to 1 alone.
+# The autoscaler's interval (--horizontal-pod-autoscaler-sync-period). KEDA's pollingInterval only matters from 0 to 1.
 SYNC_S: Final = 15.0
-# It changes nothing while the demand for each lane is that close to the target (--horizontal-pod-autoscaler-tolerance).
+# The autoscaler changes nothing while the demand for each lane is this close to the target
+# (--horizontal-pod-autoscaler-tolerance).
 TOLERANCE: Final = 0.1
-# What `scaleUp` is where nobody says: so many lanes, or so many times as many as there are, in so long; the larger.
+# The default of `scaleUp`: this many more lanes, or this many times as many, in this time; the larger of the two.
 UP_LANES, UP_TIMES, UP_PERIOD_S = 4, 2.0, 15.0
 NO_BOUND: Final = 10**6
 
 
 class ScaledObject(Struct, frozen=True, kw_only=True):
-    """What the chart's ScaledObject says."""
+    """The figures of the chart's ScaledObject."""
 
     least: int
     most: int
@@ -35,7 +37,7 @@ class ScaledObject(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of_chart(cls) -> "ScaledObject":
-        """By the values that the chart has as it stands."""
+        """With the chart's default values."""
         given: dict[str, Any] = yaml.safe_load(VALUES.read_text())["autoscaling"]
         return cls(
             least=given["minLanes"],
@@ -46,25 +48,25 @@ class ScaledObject(Struct, frozen=True, kw_only=True):
 
 
 class Change(Struct, frozen=True):
-    """Replicas changed *by* so many at *at_s*."""
+    """At *at_s* the number of replicas changed *by* this many."""
 
     at_s: float
     by: int
 
 
 class Autoscaler(Struct, frozen=True, kw_only=True):
-    """What it remembers: how many lanes it would have had when, and what it changed."""
+    """What the autoscaler remembers: how many lanes it wanted at which times, and what it changed."""
 
     rules: ScaledObject
     wanted: tuple[tuple[float, int], ...] = ()
     changes: tuple[Change, ...] = ()
 
     def asked(self, demand: int, *, lanes: int, now_s: float) -> tuple["Autoscaler", int]:
-        """The autoscaler after it was told of *demand* while there are *lanes*, and how many there are to be.
+        """The autoscaler after it read *demand* while there are *lanes*, and how many lanes it then asks for.
 
         1. Within the tolerance of the target for each lane: as many as there are. Otherwise the demand by the target.
-        2. More lanes: at once. Fewer: no fewer than were wanted at any time within the cool-down.
-        3. No more than four more, or twice as many, in 15 s; no more than one less in a cool-down.
+        2. More lanes come at once. Fewer: no fewer than were wanted at any time within the cool-down.
+        3. In 15 s at most four more, or twice as many; in a cool-down at most one less.
         4. Between the least and the most.
         """
         rules = self.rules
@@ -88,7 +90,7 @@ class Autoscaler(Struct, frozen=True, kw_only=True):
 
 
 class Pick(Struct, frozen=True, kw_only=True):
-    """A lane as the ReplicaSet controller sees it when it has one too many."""
+    """A lane as the ReplicaSet controller sees it when there is one too many."""
 
     name: int
     is_ready: bool
@@ -97,5 +99,5 @@ class Pick(Struct, frozen=True, kw_only=True):
 
 
 def picked(lanes: Sequence[Pick]) -> int:
-    """The *name* of the one that goes: one that is not ready, else the cheapest, else the one that was ready last."""
+    """The *name* of the lane to delete: one that is not ready, else the cheapest, else the one that was ready last."""
     return min(lanes, key=lambda lane: (lane.is_ready, lane.cost, -lane.ready_at_s)).name

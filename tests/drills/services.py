@@ -1,8 +1,8 @@
 """`make services`: the units of ops/deploy/systemd, run by a real systemd as the first process of a Debian of its own.
 
 It needs root, and debootstrap for the Debian (a minute, once). That Debian has namespaces of its own for processes,
-mounts, network and control groups, and none of it is seen outside. Every figure comes from outside the processes that
-are judged: from systemd, or from a client.
+mounts, network and control groups, so that nothing of it shows outside. Every figure comes from outside the judged
+processes: from systemd, or from a client.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from msgspec import Struct
 
 ROOT: Final = Path(__file__).parents[2]
 UNITS: Final = ROOT / "ops" / "deploy" / "systemd"
-# The Debian whose Python is that of the environment, whose packages are used there.
+# The Debian that has the Python of this environment, whose packages are used there.
 SUITES: Final = {(3, 11): "bookworm", (3, 13): "trixie"}
 PACKAGES: Final = "systemd,systemd-sysv,dbus,python3,ca-certificates,procps,iproute2"
 WITHIN_S: Final = 180.0
@@ -70,7 +70,7 @@ exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/syst
 
 
 class CannotRun(Exception):
-    """There is no systemd to be had here. The text says why."""
+    """This machine cannot run the drill. The text says why."""
 
 
 class Machine:
@@ -81,7 +81,7 @@ class Machine:
         self._first = 0
 
     def make(self) -> None:
-        """Installs Debian, unless an earlier run did, and Warmlane from this checkout. Raises CannotRun."""
+        """Installs Debian, unless an earlier run did, and Warmlane out of this checkout. Raises CannotRun."""
         suite = SUITES.get(sys.version_info[:2])
         if os.geteuid() != 0:
             raise CannotRun("only root can make a machine of its own")
@@ -128,7 +128,7 @@ class Machine:
 
     @contextlib.contextmanager
     def booted(self) -> Iterator[None]:
-        """systemd runs while the block does. Raises CannotRun when it does not come up."""
+        """Runs systemd until the block ends. Raises CannotRun when it does not come up."""
         command = [
             "unshare",
             "--mount",
@@ -166,7 +166,7 @@ class Machine:
         raise CannotRun(f"systemd did not come up; {self.folder.parent}/systemd.log says more")
 
     def run(self, *command: str, may_fail: bool = False) -> str:
-        """What *command* prints there."""
+        """What *command* prints on that Debian."""
         done = subprocess.run(
             ["nsenter", "-t", str(self._first), "-m", "-p", "-u", "-i", "-n", *command],
             capture_output=True, text=True, check=False,
@@ -176,20 +176,20 @@ class Machine:
         return done.stdout.strip()
 
     def warmlane(self, *command: str, may_fail: bool = False) -> str:
-        """What `warmlane` prints there, by the user of the units."""
+        """What `warmlane` prints there as the user of the units."""
         return self.run(
             "runuser", "-u", "warmlane", "--", "/usr/local/lib/warmlane/bin/warmlane", *command, may_fail=may_fail
         )
 
     def pid(self, unit: str) -> int:
-        """The unit's main process, as numbered there."""
+        """The unit's main process, by its number on that Debian."""
         return int(self.run("systemctl", "show", "-P", "MainPID", unit))
 
     def state(self, unit: str) -> str:
         return self.run("systemctl", "is-active", unit, may_fail=True)
 
     def when(self, what: str, is_so: Callable[[], bool]) -> float:
-        """Waits for it, and says how long it took in seconds."""
+        """Waits until *is_so*, and returns how long that took in seconds."""
         began_s = time.monotonic()
         while not is_so():
             if time.monotonic() - began_s > WITHIN_S:
@@ -208,7 +208,7 @@ class Step(Struct, frozen=True):
 
 
 def drill(there: Machine) -> Iterator[Step]:
-    """Everything that the page promises, one thing after the other. Raises AssertionError for what is not so."""
+    """Tries everything that the page promises, one thing after the other. Raises AssertionError for what fails."""
     there.run("systemd-sysusers")
     there.run("systemctl", "daemon-reload")
     said = there.run("systemd-analyze", "verify", *(f"{part}.service" for part in PARTS), "warmlane.target")
@@ -269,7 +269,7 @@ def _exposure(there: Machine, part: str) -> str:
 
 def _cannot_read(there: Machine) -> str:
     lane = str(there.pid("warmlane-lane@phr00t-0"))
-    # in the mounts of the lane, as its user
+    # in the lane's mount namespace, as the lane's user
     said = there.run(
         "nsenter", "-t", lane, "-m", "runuser", "-u", "warmlane", "--",
         "cat", "/var/lib/warmlane/nats-auth/admin.json", may_fail=True,

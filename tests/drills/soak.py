@@ -1,7 +1,7 @@
-"""`make soak`: 100,000 submissions whose pipelines do nothing, and what grew meanwhile.
+"""`make soak`: 100,000 submissions to pipelines that do nothing, and what grew meanwhile.
 
-The whole system runs as `warmlane up` starts it; only the pipelines are those of `tests/kit/noop.py`. Finished
-tasks are kept for 40 s instead of 7 days, so that what is kept reaches a size from which it must not grow any more.
+The whole system runs as `warmlane up` starts it; only the pipelines are those of `tests/kit/noop.py`. The system keeps
+finished tasks for 40 s instead of 7 days, so that what it keeps reaches a size from which it must not grow any more.
 Every submission is accounted for.
 """
 
@@ -40,12 +40,12 @@ KEEP_S: Final = 40.0
 CLIENTS: Final = 16
 SAMPLE_S: Final = 1.0
 MODELS: Final = ("anisora", "phr00t")
-# Clients do not only submit: one in so many waits for its task in a long poll, follows its events, gets its video.
+# Clients do not only submit: for one in this many tasks they wait in a long poll, follow its events, or get its video.
 POLLED_EVERY: Final = 10
 FOLLOWED_EVERY: Final = 15
 FETCHED_EVERY: Final = 50
 ATTEMPTS: Final = 3
-# A task that has not ended so long after it was accepted is lost.
+# A task that has not ended this long after it was accepted is lost.
 LOST_S: Final = 120.0
 ENDED: Final = frozenset({"done", "failed"})
 
@@ -61,7 +61,7 @@ class Reason(Struct, frozen=True):
 
 
 class Ended(Struct, frozen=True):
-    """What is read of a record."""
+    """The part of a record that the soak reads."""
 
     status: str
     error: Reason | None = None
@@ -83,12 +83,12 @@ class Line(Connection):
 
 
 class Phone:
-    """Asks over one connection, and over a new one where the gateway has closed it, as it does with idle ones."""
+    """Asks over one connection. If the gateway has closed it, as it does with idle ones, a new one replaces it."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.address = address
         self.again = 0
-        """How often an answer was lost with the connection, or could not even be asked for."""
+        """How often an answer was lost with the connection, or the request could not even be sent."""
         self._line: Line | None = None
 
     @property
@@ -96,7 +96,7 @@ class Phone:
         return 0.0 if self._line is None else self._line.retry_after_s
 
     async def ask(self, data: bytes) -> Answer:
-        """The answer to *data*, which must be safe to send again. Raises ConnectionError at the third miss, OSError."""
+        """The answer to *data*, which must be safe to resend. Raises ConnectionError at the third failure, OSError."""
         for left in range(ATTEMPTS - 1, -1, -1):
             if self._line is None:
                 _, self._line = await asyncio.get_running_loop().create_connection(Line, *self.address)
@@ -110,7 +110,7 @@ class Phone:
         raise AssertionError
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         line, self._line = self._line, None
         if line is not None:
             line.close()
@@ -132,7 +132,7 @@ class Ledger:
         self._waiting: dict[str, asyncio.Event] = {}
 
     async def follow(self, task_id: str) -> None:
-        """An accepted task, until it has ended or is lost."""
+        """Follows an accepted task, until it has ended or is lost."""
         self.accepted += 1
         news = self._waiting[task_id] = asyncio.Event()
         try:
@@ -146,7 +146,7 @@ class Ledger:
             del self._waiting[task_id]
 
     def on_record(self, entry: Entry) -> None:
-        """A record changed."""
+        """Notes that a record changed."""
         if entry.value is None:
             return
         now = msgspec.json.decode(entry.value, type=Ended)
@@ -162,7 +162,7 @@ class Ledger:
 
 
 class Clients:
-    """They submit, one after the other, each again when its task has ended, until *goes_on* says no."""
+    """Clients that each submit one task after the other, until *goes_on* returns False."""
 
     def __init__(self, address: tuple[str, int], ledger: Ledger, goes_on: Callable[[int], bool]) -> None:
         self._address, self._ledger, self._goes_on = address, ledger, goes_on
@@ -172,7 +172,7 @@ class Clients:
         self.again = 0
 
     async def run(self, count: int) -> None:
-        """*count* of them. Raises Broken, ConnectionError."""
+        """Runs *count* clients. Raises Broken, ConnectionError."""
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(count):

@@ -1,4 +1,4 @@
-"""What a soak says: was anything lost, and did anything grow? Pure, but for `report`, `write` and `plot`."""
+"""What a soak shows: was anything lost, and did anything grow? Pure, but for `report`, `write` and `plot`."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,20 @@ from tests.bench.machine import machine, system
 from tests.drills.soak_samples import HOST, Sample, as_columns, thinned
 
 GATEWAY_GROWTH: Final = 0.20
-# Where the gateway's memory is taken: after the first tenth of the submissions, and at their end; each over so much.
+# Where the gateway's memory is taken: after the first tenth of the submissions, and at their end; each over SPAN.
 AFTER, END, SPAN = 0.10, 1.00, 0.03
 SECOND_QUARTER: Final = (0.25, 0.50)
 LAST_QUARTER: Final = (0.75, 1.00)
-# Fewer say nothing of a quarter.
+# Fewer samples say nothing about a quarter.
 SAMPLES_MIN: Final = 5
 MB: Final = 1e6
 KEPT_SAMPLES: Final = 240
 
 
 class Rule(Struct, frozen=True):
-    """How much more the median of the last quarter may be than that of the second: a share, or *floor* if that is more.
+    """By how much the median of the last quarter may exceed that of the second: a share, or *floor* if that is more.
 
-    *by_rate*: what is kept of each task is in proportion to the tasks a second, so the limit is as well.
+    *by_rate*: the series is proportional to the tasks a second, so the limit is as well.
     """
 
     share: float
@@ -39,7 +39,7 @@ class Rule(Struct, frozen=True):
     unit: str
 
 
-# A Go heap breathes, streams are kept in blocks that go as a whole, and clients come and go.
+# A Go heap breathes, nats-server removes streams in whole blocks, and clients come and go.
 RULES: Final[Mapping[str, Rule]] = {
     "rss": Rule(0.10, 8 * MB, False, "MB"),
     "files": Rule(0.0, 5, False, ""),
@@ -56,15 +56,15 @@ WORDS: Final = {
     "objects": "files in folder {}",
     "disk": "disk taken by folder {}",
 }
-# Written for every task, and never taken back by the process that writes it.
+# Processes write logs for every task, and never remove them.
 LOGS: Final = frozenset({"objects logs", "disk logs"})
 CPU: Final = "cpu "
 
 
 class Seen(Struct, frozen=True, kw_only=True):
-    """All that was observed. *ends* counts the accepted tasks by how they ended; *refused* the 503s by their code;
-    *asked* what clients asked for besides, *asked_again* what they asked for once more on a new connection; *processes*
-    how many were seen of each kind."""
+    """All that was observed. *ends* counts the accepted tasks by how they ended, *refused* the 503s by their code,
+    *asked* the other requests, *asked_again* the requests that were repeated on a new connection, and *processes* those
+    seen of each kind."""
 
     samples: tuple[Sample, ...]
     accepted: int
@@ -80,7 +80,7 @@ class Seen(Struct, frozen=True, kw_only=True):
 
 
 class Line(Struct, frozen=True, kw_only=True):
-    """A line of the table: *first* and *last* are compared, *limit* is what *last* may be. None: it was not seen."""
+    """A line of the table: *first* and *last* are compared, and *limit* is what *last* may be; None: unknown."""
 
     what: str
     first: float | None
@@ -94,7 +94,7 @@ class Line(Struct, frozen=True, kw_only=True):
 
     @property
     def verdict(self) -> str:
-        """`met`, or by how much it was missed."""
+        """`met`, or by how much the limit was missed."""
         if self.last is None or self.limit is None:
             return "not judged: too few samples"
         return "met" if self.is_met else f"missed by {self.shown(self.last - self.limit)}"
@@ -107,7 +107,7 @@ class Line(Struct, frozen=True, kw_only=True):
 
 
 def judge(seen: Seen) -> list[Line]:
-    """What the run says."""
+    """The verdicts on a run."""
     known = sum(seen.ends.values())
     lines = [
         Line(what="accepted tasks without an end", first=0, last=seen.accepted - known, limit=0),
@@ -133,7 +133,7 @@ def judge(seen: Seen) -> list[Line]:
 
 
 def grown(seen: Seen) -> Iterator[Line]:
-    """A line for each series: the second quarter against the last one."""
+    """A line for each series: the last quarter against the second."""
     every = {name for sample in seen.samples for name in sample.values if not name.startswith(CPU)}
     names = sorted(every - LOGS, key=_place)
     rates = [rate(within(seen, *quarter)) for quarter in (SECOND_QUARTER, LAST_QUARTER)]
@@ -149,12 +149,12 @@ def grown(seen: Seen) -> Iterator[Line]:
 
 
 def within(seen: Seen, since: float, until: float) -> list[Sample]:
-    """The samples while that part of the submissions was accepted."""
+    """The samples taken while this part of the submissions was accepted."""
     return [each for each in seen.samples if since * seen.accepted <= each.accepted <= until * seen.accepted]
 
 
 def median_at(seen: Seen, name: str, since: float, until: float) -> float | None:
-    """The median of a series while that part of the submissions was accepted; None of too few samples."""
+    """The median of a series while this part of the submissions was accepted; None where there are too few samples."""
     values = [each.values[name] for each in within(seen, since, until) if name in each.values]
     return statistics.median(values) if len(values) >= SAMPLES_MIN else None
 
@@ -201,7 +201,7 @@ def cpu_per_1000(seen: Seen, process: str) -> float:
 
 
 def report(console: Console, seen: Seen, lines: Sequence[Line]) -> None:
-    """Prints it."""
+    """Prints the table."""
     table = Table("what", "second quarter", "last quarter", "limit", "", title="Soak")
     for line in lines:
         colour = "green" if line.is_met else "red"
@@ -275,7 +275,7 @@ def plot(samples: Sequence[Sample], path: Path) -> None:
             names = sorted({name for each in samples for name in each.values if name.startswith(f"{kind} ")})
             for name in names:
                 points = [(each.at_s, each.values[name] / scale) for each in samples if name in each.values]
-                # what never held much would only fill the legend
+                # a stream that never held much would only fill the legend
                 if kind != "messages" or max(value for _, value in points) >= 100:
                     axes.plot(*zip(*points, strict=True), linewidth=0.8, label=name.partition(" ")[2])
             axes.set_title(title)

@@ -17,9 +17,9 @@ from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 
-# Listing thousands of files is not done at every sample.
+# Not every sample lists the thousands of files.
 FOLDERS_EVERY: Final = 5
-# Those that hold something for every task of a while; what all others hold is added up.
+# Streams that hold something for every recent task; all others are added up.
 LARGE: Final = frozenset({bucket_stream(TASKS)})
 OTHERS: Final = "all other streams and buckets"
 ROLES: Final = ("gateway", "supervisor", "nats-server")
@@ -51,12 +51,12 @@ class Sampler:
         self._seen: dict[int, str] = {}
 
     def processes(self) -> Counter[str]:
-        """How many processes of each kind were seen. Each counts once, as what it was last: until it is its own
-        program, a new process looks like the one that started it."""
+        """How many processes of each kind were seen. Each counts once, as what it was last: until its exec, a new
+        process looks like the one that started it."""
         return Counter(self._seen.values())
 
     async def take(self, accepted: int, *, last: bool = False) -> None:
-        """One more sample; folders are looked at in every fifth of them, and in the *last* one."""
+        """Takes one more sample. Every fifth sample, and the *last* one, includes the folders."""
         values: defaultdict[str, float] = defaultdict(float)
         for name, process in labelled(self._pid):
             with contextlib.suppress(psutil.Error):
@@ -85,7 +85,7 @@ class Sampler:
 
 
 def labelled(pid: int) -> Iterator[tuple[str, psutil.Process]]:
-    """The processes of a `warmlane up`, with what each of them is."""
+    """The processes of a `warmlane up`, each with its kind."""
     names: dict[int, str] = {pid: "warmlane up"}
     top = psutil.Process(pid)
     yield names[pid], top
@@ -97,7 +97,7 @@ def labelled(pid: int) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def label(words: list[str], parent: str) -> str:
-    """What a process is, by its command line and what its parent is. Pure."""
+    """The kind of a process, by its command line and its parent's kind. Pure."""
     if parent.endswith(FORK_SERVER):
         return parent.removesuffix(FORK_SERVER) + HOST
     if "--name" in words:
@@ -113,7 +113,7 @@ def weigh(folder: Path) -> tuple[int, int]:
     count = size_bytes = 0
     for place, _, files in os.walk(folder):
         for file in files:
-            with contextlib.suppress(OSError):  # it may go meanwhile
+            with contextlib.suppress(OSError):  # the file may go meanwhile
                 status = os.stat(os.path.join(place, file))  # a Path for each is slow
                 count += 1
                 size_bytes += status.st_blocks * 512

@@ -1,6 +1,6 @@
 """`make swap`: 200 alternations between two pipelines of several hundred MB on a CPU, each release proven.
 
-In turns with a bare script that does the same without a proof, so that both see the same machine.
+They take turns with a bare script that does the same without a proof, so that both see the same machine.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ ENDS: Final = 20
 
 
 class Alternation(Struct, frozen=True, kw_only=True):
-    """One swap: its receipt, and the seconds of release, proof, load and run; and those of the bare script."""
+    """One swap: its receipt, and its seconds with release, proof, load and run; and those of the bare script."""
 
     receipt: SwapReceipt
     ours_s: float
@@ -58,10 +58,10 @@ class Verdict(Struct, frozen=True):
 
 
 def judge(alternations: Sequence[Alternation]) -> list[Verdict]:
-    """What the alternations show. The first two, which fill the page cache, do not count for the times."""
+    """The verdicts on the alternations. The times of the first two do not count, because they fill the page cache."""
     receipts = [item.receipt for item in alternations]
     proven = sum(receipt.how == "unloaded" and is_proven(receipt) for receipt in receipts)
-    # what a killed host left is not what a release left: nothing
+    # a killed host leaves nothing, which does not compare with what a release leaves
     after = [receipt.after_bytes for receipt in receipts if receipt.how == "unloaded" and receipt.after_bytes]
     ends = min(ENDS, len(after) // 2)
     first = statistics.median(after[:ends] or [0])
@@ -120,7 +120,7 @@ async def alternate(
 async def swap_and_run(
     residence: Residence, host: Host, models: Mapping[str, ModelEntry], name: str, folder: Path, prompt: str
 ) -> tuple[SwapReceipt, float]:
-    """Makes *name* resident and runs one generation: the receipt, and the seconds of all of it."""
+    """Makes *name* resident and runs one generation; returns the receipt, and the seconds of both together."""
     begun_s = time.perf_counter()
     receipt = (await residence.ready(name)).receipt
     request = Generate(
@@ -132,7 +132,7 @@ async def swap_and_run(
 
 
 async def run_bare(bare: asyncio.subprocess.Process, model: ModelEntry) -> float:
-    """What the bare script takes for the same."""
+    """The seconds that the bare script takes for the same."""
     assert bare.stdin is not None
     assert bare.stdout is not None
     bare.stdin.write(msgspec.json.encode(Job(model.name, parameters_of(model))) + b"\n")
@@ -141,7 +141,7 @@ async def run_bare(bare: asyncio.subprocess.Process, model: ModelEntry) -> float
 
 
 def report(console: Console, alternations: Sequence[Alternation], verdicts: Sequence[Verdict]) -> None:
-    """Prints the verdicts, and where the time goes."""
+    """Prints the verdicts, and how the time divides."""
     table = Table("what", "measured", "asked", "", title=f"{len(alternations)} swaps")
     for verdict in verdicts:
         mark = "[green]pass[/]" if verdict.passed else "[red]FAIL[/]"

@@ -1,8 +1,8 @@
 """`make swap-parts`: where the time of a swap goes, part by part, beside what the disk, the memory and the bus allow.
 
-Swaps in the product's own residence, of weights that are in the page cache (warm) and of weights that were thrown out
-of it before each swap (cold), with reading ahead and without. Then, each in a new process, other ways to load a
-transformer. Of each kind the fastest counts: whatever else a machine does only adds.
+First it swaps in the product's own residence: weights that are in the page cache (warm), and weights that were dropped
+from it before each swap (cold), with and without reading ahead. Then it tries other ways to load a transformer, each in
+a new process. Of each kind the fastest counts, because other work of the machine only adds time.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ Cache = Literal["warm", "cold", "cold, not read ahead"]
 CACHES: Final[tuple[Cache, ...]] = ("warm", "cold", "cold, not read ahead")
 PARTS: Final = ("release", "verify", "load", "read", "copy", "first_step")
 WIDE_LAYERS: Final = {"anisora": 4, "phr00t": 9}
-SHARD_BYTES: Final = 100_000_000  # so that a small transformer has several
+SHARD_BYTES: Final = 100_000_000  # so that a small transformer has several shards
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What the machine allows, in bytes a second. The copies to a device are None without one."""
+    """What the machine allows, in bytes a second. Without a card the copies to it are None."""
 
     cold_read: float
     warm_read: float
@@ -68,14 +68,14 @@ Swaps = Mapping[Cache, Sequence[SwapReceipt]]
 
 
 class NoReading(ReadAhead):
-    """What a worker without reading ahead would have."""
+    """Stands for `ReadAhead` in a worker without reading ahead."""
 
     def begin(self, folder: Path) -> None:
         pass
 
 
 def limits_of(folder: Path, *, slot: str) -> Limits:
-    """Measured with *folder*'s own weights. No host may hold the card meanwhile."""
+    """The limits, measured with *folder*'s own weights. No host may hold the card meanwhile."""
     throw_out(folder)
     cold_read, warm_read = read_rate(folder), read_rate(folder)
     if slot.startswith("cpu-"):
@@ -98,7 +98,8 @@ print(4 * (1 << 30) / (time.perf_counter() - begun_s))
 
 
 def copy_rate(slot: str, *, pinned: bool) -> float:
-    """Bytes a second from the host to the card *slot*, in a process of its own, which leaves no context behind."""
+    """Bytes a second from the host to the card *slot*, measured in a process of its own, which leaves no CUDA context
+    behind."""
     command = [sys.executable, "-c", _COPY, "pinned" if pinned else "pageable"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": slot}
     return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
@@ -118,7 +119,7 @@ async def swaps(
         residence = Residence(host=host, slot=slot, models=models, probe=probe_for(slot), on_state=lambda *_: None)
         try:
             await residence.open()
-            for name in (*names, names[0]):  # what is done once only is done here
+            for name in (*names, names[0]):  # does all one-time work
                 await _swap(residence, host, models[name], folder)
             turns = [cache for _ in range(count) for cache in CACHES]
             for number, cache in enumerate(turns, 1):
@@ -150,18 +151,19 @@ async def _swap(residence: Residence, host: Host, entry: ModelEntry, folder: Pat
 
 
 def total_s(receipt: SwapReceipt) -> float:
-    """From the wish for another model to the end of its first step."""
+    """Seconds from the request for another model to the end of its first step."""
     return receipt.release_s + receipt.verify_s + receipt.load_s + (receipt.first_step_s or 0.0)
 
 
 def part_s(receipts: Sequence[SwapReceipt], part: str) -> float:
-    """Of the fastest swap, so that the parts of a column belong together. What was not measured counts as nothing."""
+    """The seconds of *part* in the fastest swap, so that the parts of a column belong together. A part that was not
+    measured counts as 0."""
     return getattr(min(receipts, key=total_s), f"{part}_s") or 0.0
 
 
 def beside_limits(found: Swaps, limits: Limits, *, weights_bytes: int, poll_s: float) -> list[Line]:
-    """The parts that have a limit. A cold file is read by whoever touches it: by the load, the copy or the first step,
-    so what it costs is what those three take longer than with a warm one."""
+    """The parts that have a limit. Whichever part touches a cold file first reads it: the load, the copy or the first
+    step. So a cold file costs the time by which those three are longer than with a warm one."""
 
     def touching(cache: Cache) -> float:
         return sum(part_s(found[cache], part) for part in ("load", "first_step"))
@@ -198,7 +200,7 @@ def beside_limits(found: Swaps, limits: Limits, *, weights_bytes: int, poll_s: f
 
 
 def tables(found: Swaps, lines: Sequence[Line]) -> Iterator[Table]:
-    """What was measured, for a person."""
+    """The measurements as printed tables."""
     parts = Table("part", *CACHES, title="A swap by part, in seconds")
     for part in PARTS:
         inside = "  of it " if part in ("read", "copy") else ""
@@ -215,7 +217,7 @@ def tables(found: Swaps, lines: Sequence[Line]) -> Iterator[Table]:
 
 
 def compare_variants(shapes: Mapping[str, Path], *, slot: str, rounds: int, names: Sequence[str] = VARIANTS) -> Table:
-    """Each way to load the transformer in each of *shapes*, in a process of its own."""
+    """Loads the transformer in each of *shapes* in each way, each time in a process of its own."""
     device = "cpu" if slot.startswith("cpu-") else "cuda"
     environment = os.environ | ({} if device == "cpu" else {"CUDA_VISIBLE_DEVICES": slot})
     table = Table("weights", "way", "warm", "cold", "peak RSS", title="A transformer, loaded and copied, in seconds")
@@ -243,7 +245,7 @@ def compare_variants(shapes: Mapping[str, Path], *, slot: str, rounds: int, name
 def command(
     slot: str, count: int, settings: Path | None, profile: str, models_dir: Path | None, variants: bool
 ) -> None:
-    """Measure a swap by part, and what the machine allows. Without --settings, random pipelines are made."""
+    """Measure a swap by part, and what the machine allows. Without --settings it makes random pipelines."""
     if (settings is None) != (models_dir is None):
         raise click.UsageError("--settings and --models-dir go together: give both, or neither")
     console = Console(width=120)
