@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a real nats-server each, or one whole system for many."""
+"""Fixtures of all tests: a real nats-server for one test, or a whole system for many."""
 
 import gc
 import os
@@ -32,30 +32,30 @@ from tests.kit.tools import BUILT_BY
 # The same setting as in the pipeline hosts, because tests compare their results. torch reads it when it is imported.
 os.environ.setdefault("MKL_CBWR", "AUTO")
 
-# A shell that starts the tests in the background has Ctrl-C ignored in all of their processes, also in those that a
-# test interrupts. What is caught here is the default again in a new process.
+# If a shell starts the tests in the background, all of their processes ignore Ctrl-C, even those that a test
+# interrupts. A signal that is caught here has its default handler again in a new process.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The processes of pytest-xdist share what is started once for all tests; it ends with the process that starts
-    them. Everything else that one of them starts ends with that one."""
+    """The workers of pytest-xdist share what is started once for all tests. It ends with the process that starts the
+    workers. Everything else that a worker starts ends with that worker."""
     reaper.watch()
     if not hasattr(config, "workerinput"):
         os.environ[SHARED_FOLDER] = str(shared_folder())
 
 
-# Nearly all that is made from here until the tests are collected stays: to search it for garbage is a fifth of the time
+# Nearly all objects made from here until the tests are collected stay: a search for garbage takes a fifth of that time
 gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """Garbage is collected from here on, of what is made from here on: the cleanup of a pipeline, which collects it,
-    need not search what the imports made each time.
+    """From here on garbage is collected, but only among objects made from here on. So the cleanup of a pipeline, which
+    collects garbage, need not search the objects of all imports each time.
 
-    What a test computes in its own process takes one thread, as in a pipeline host: where other processes want the
-    cores, two threads that wait for each other take twenty times as long."""
+    A test computes in its own process with one thread, as a pipeline host does: when other processes want the cores,
+    two threads that wait for each other take twenty times as long."""
     gc.freeze()
     gc.enable()
     if torch := sys.modules.get("torch"):
@@ -63,7 +63,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_unconfigure() -> None:
-    """The process ends: the kernel takes back all memory at once, which is not searched for garbage first."""
+    """The process ends, so the kernel takes back all memory at once: a search for garbage would be in vain."""
     gc.freeze()
 
 
@@ -71,8 +71,8 @@ def pytest_unconfigure() -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """`make test` skips what needs a tool that is built; `make tools-test` runs what is marked `tools`. Without the
-    mark neither would run it."""
+    """`make test` skips a test that needs a built tool; `make tools-test` runs tests marked `tools`. Without the mark
+    neither would run such a test."""
     report = yield
     if report.skipped and BUILT_BY in str(report.longrepr) and item.get_closest_marker("tools") is None:
         report.outcome = "failed"
@@ -88,7 +88,7 @@ def catalog() -> Catalog:
 
 @pytest.fixture
 def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A running server with nothing in it."""
+    """A running server with an empty store."""
     folder = tmp_path / "nats"
     folder.mkdir()
     server = NatsServer(folder)
@@ -108,8 +108,8 @@ async def link(nats_server: NatsServer, catalog: Catalog) -> AsyncIterator[NatsL
 
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`shared_forks` runs before the test awaits something: the import must not hold up its event loop. Workers in this
-    process use it too."""
+    """Runs `shared_forks` before the test awaits anything, because the import must not block the test's event loop.
+    Workers in this process use the fork server too."""
     for name, value in shared_forks().items():
         monkeypatch.setenv(name, value)
 
@@ -122,14 +122,14 @@ def rogue_forks() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def measured() -> Measured:
-    """The metrics of this process. Before any test: a command that one runs in this process sets a provider, too, and
-    OpenTelemetry keeps the first."""
+    """The metrics of this process. It comes before any test: a command that a test runs in this process sets a
+    provider too, and OpenTelemetry keeps the first one."""
     return Measured()
 
 
 @pytest.fixture(autouse=True)
 def unreadable_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test before this one could not read is forgotten: a process logs each such entry once."""
+    """Forgets which entries earlier tests could not read: a process logs each such entry only once."""
     monkeypatch.setattr(unreadables, "_known", OrderedDict())
 
 
@@ -137,7 +137,7 @@ def unreadable_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """A running system with a warm lane of each model, shared by a module's tests that break nothing.
 
-    Few modules want it. One that idles until all tests have ended takes more than to start another one.
+    Few modules use it. A system that idles until all tests have ended would cost more than starting another one.
     """
     up = UpProcess(tmp_path_factory.mktemp("system"), **shared_forks())
     up.start()
@@ -147,8 +147,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
 
 @pytest.fixture(scope="module")
 def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    """As `system`, but a step takes half a second, so that a task runs for 2 s and more; and a silent worker loses its
-    lease after 2 s."""
+    """As `system`, but a step takes half a second, so that a task runs for 2 s or more. A silent worker loses its lease
+    after 2 s."""
     folder = tmp_path_factory.mktemp("slow")
     settings = settings_file(
         folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0, heartbeat_s=1.0, health_timeout_s=60.0
@@ -161,9 +161,10 @@ def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]
 
 @pytest.fixture(scope="session")
 def heavy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pipelines that resident memory shows, in settings of their own: about 380 MB of weights each, made once.
+    """Pipelines big enough to show in resident memory, with settings of their own: about 380 MB of weights each, made
+    once.
 
-    Half of what `make swap` takes: three times the tolerance of the proof, and half of the time.
+    That is half of what `make swap` uses: three times the tolerance of the proof, in half of the time.
     """
     from tests.bench.peers.heavy import NARROW, make_pipelines
 

@@ -1,4 +1,4 @@
-"""`make bench`: what Warmlane costs beside the least that could do the same, and beside what else people use.
+"""`make bench`: what Warmlane costs beside the least that could do the same, and beside other tools that people use.
 
-Nothing of Warmlane imports this package; the extra `bench` brings what the peers need.
+No module of Warmlane imports this package. The extra `bench` installs what the peers need.
 """

@@ -1,4 +1,4 @@
-"""accept: `POST /generate`, from the request to an answer behind which the task is stored."""
+"""accept: `POST /generate`, from the request to the answer. The task is stored before the answer is sent."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -44,7 +44,7 @@ async def submitted(stack: Stack) -> Sample:
 
 
 async def stored(stack: Stack, sample: Sample) -> tuple[tuple[str, int], ...]:
-    """What the server keeps of a task: stream and size of each message, in the order in which they were stored."""
+    """What the server keeps of a task: the stream and size of each message, in the order of storing."""
     link = stack.link
     assert link is not None
     where = (
@@ -59,7 +59,7 @@ async def stored(stack: Stack, sample: Sample) -> tuple[tuple[str, int], ...]:
 async def measure(
     every: Sequence[Contender], cores: Cores, *, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> Part:
-    """Each of *every*, Warmlane and the limit among them, in every round, each time on an empty store.
+    """Measures each of *every*, Warmlane and the limit among them, in every round, each time on an empty store.
 
     Raises LoadFailed, NotStarted; LoadFailed also when the limit does not store what Warmlane stores.
     """

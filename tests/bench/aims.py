@@ -1,4 +1,4 @@
-"""The numbers that are asked for, and what is known of why one is missed. Pure."""
+"""The aims, and the known reasons why one is missed. Pure."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ Measure = Callable[[Part], float | None]
 
 
 class Aim(Struct, frozen=True, kw_only=True):
-    """A number that is asked for. *measure* gives what was measured of it; None when that is unknown."""
+    """A number to reach. *measure* returns the measured value; None when that is unknown."""
 
     name: str
     what: str
@@ -43,7 +43,7 @@ class Aim(Struct, frozen=True, kw_only=True):
 
 
 def ratio(part: Part, figure: str, over: str, under: str) -> float | None:
-    """The median of what *over* measured for each that *under* measured in the same round; None if one is missing."""
+    """The median over the rounds of *over*'s value divided by *under*'s value; None if one is missing."""
     upper, lower = part.find(over, figure), part.find(under, figure)
     if upper is None or lower is None:
         return None
@@ -51,8 +51,8 @@ def ratio(part: Part, figure: str, over: str, under: str) -> float | None:
 
 
 def over_best_peer(part: Part, who: str = WARMLANE) -> float | None:
-    """The throughput of *who* for that of the peer that has most of it, of those that store the message alone; None
-    when none of them was run."""
+    """The throughput of *who* divided by that of the fastest peer that stores only the message; None when no such peer
+    was run."""
     found = [series for peer in MESSAGE_ONLY if (series := part.find(peer, "per_s")) is not None]
     if not found:
         return None
@@ -60,7 +60,7 @@ def over_best_peer(part: Part, who: str = WARMLANE) -> float | None:
 
 
 def median_of(contender: str, figure: str) -> Measure:
-    """The median of that figure."""
+    """A measure: the median of *figure* of *contender*."""
 
     def measure(part: Part) -> float | None:
         series = part.find(contender, figure)
@@ -70,7 +70,8 @@ def median_of(contender: str, figure: str) -> Measure:
 
 
 def _kept(part: Part, *, what: str, few: int) -> float | None:
-    """How fast *what* still is with many finished tasks: by throughput, or for dispatch by p50, turned round."""
+    """How fast *what* still is with many finished tasks: the ratio of throughputs, or for dispatch the inverse ratio of
+    p50."""
     if what == DISPATCH:
         return ratio(part, "p50_ms", finished(what, few), finished(what, MANY))
     return ratio(part, "per_s", finished(what, MANY), finished(what, few))
@@ -160,7 +161,8 @@ AIMS: Final = (
         for what, few in GROWING
     ),
 )
-# What is known of why an aim is missed, from profiles (py-spy) on 2 cores. Shown only beside one that is.
+# The known reasons why an aim is missed, from profiles (py-spy) on 2 cores. The report shows them only beside a missed
+# aim.
 REASONS: Final[Mapping[str, str]] = {
     "accept_limit": "on top of the limit's work: validation and fingerprint, the routing decision, the guard, the "
     "gateway's own writes that come back by its watch, and the bounds of connections. No single place is left: a "

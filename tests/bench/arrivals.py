@@ -1,4 +1,4 @@
-"""Requests that come at random moments, whatever becomes of those before, made as a client that holds the line."""
+"""Requests at random moments, which do not wait for earlier answers, each from a client that holds the line."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ OVERLOADED: Final = "queue_overloaded"
 
 
 class Answer(Struct, frozen=True, kw_only=True):
-    """One POST: when it was sent, or was meant to be, how long the answer took since, and what it said."""
+    """One POST: when it was sent, or meant to be, how long its answer took from then on, and what the answer said."""
 
     sent_s: float
     took_s: float
@@ -26,7 +26,7 @@ class Answer(Struct, frozen=True, kw_only=True):
 
 
 def client_of(url: str) -> httpx.AsyncClient:
-    """A client with as many connections at once as there are requests that are held."""
+    """A client with no limit on connections, so that each held request has one."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx.AsyncClient(base_url=url, timeout=CLIENT_TIMEOUT_S, limits=limits)
 
@@ -40,7 +40,7 @@ async def post(
     headers: Mapping[str, str] | None = None,
     **fields: Any,
 ) -> Answer:
-    """One request, as a client that holds the line makes it, unless *headers* say otherwise.
+    """Sends one request as a client that holds the line does, unless *headers* say otherwise.
 
     Its time counts from *due_s*, a moment of `time.perf_counter`, or from now. Raises httpx.TransportError.
     """
@@ -61,7 +61,7 @@ async def post(
 
 
 def moments(rate_per_s: float, seconds: float, *, seed: int = 25) -> Iterator[float]:
-    """Random moments within *seconds*, *rate_per_s* on average, in seconds: the same ones for the same *seed*. Pure."""
+    """Random moments within *seconds*, in seconds, *rate_per_s* on average; the same for the same *seed*. Pure."""
     dice = random.Random(seed)
     at_s = dice.expovariate(rate_per_s)
     while at_s <= seconds:
@@ -75,8 +75,8 @@ async def send(
     *,
     on_sent: Callable[[float], None] = lambda _: None,
 ) -> list[Answer]:
-    """At each of the moments *at*, in seconds from now, a request that *make* makes of its number and of the moment in
-    `time.perf_counter` at which it is due. Returns when all are answered."""
+    """Sends a request at each of the moments *at*, in seconds from now. *make* makes it from its number and the moment
+    in `time.perf_counter` at which it is due. Returns when all are answered."""
     begun_s = time.perf_counter()
     posts: list[asyncio.Task[Answer]] = []
     for number, at_s in enumerate(at):

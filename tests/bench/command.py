@@ -28,7 +28,7 @@ from tests.bench.results import Part, Results
 from tests.bench.rounds import CONNECTIONS
 from tests.bench.stacks import contenders
 
-# What `make bench` measures, and what `make bench-all` measures as well.
+# What `make bench` measures, and what `make bench-all` measures in addition.
 QUICK: Final = ("accept", "poll", "dispatch")
 LONG: Final = ("servers", "overhead", "swap", "overload", "growth")
 PACKAGES: Final = (
@@ -47,14 +47,14 @@ PACKAGES: Final = (
 )
 # 2,000 clients wait at once, each with a connection.
 FILES: Final = 8_192
-# Longer, and the time for which a task may wait in its queue ends within a round.
+# In a longer round, the first tasks would reach the limit of their wait in the queue.
 SECONDS_MAX: Final = 8.0
 
 
 async def measure(
     parts: tuple[str, ...], cores: Cores, *, rounds: int, seconds: float, tasks: int, say: Callable[[str], None]
 ) -> tuple[Part, ...]:
-    """Each of *parts*, in the order of the report. Raises LoadFailed, NotStarted."""
+    """Measures each of *parts*, in the order of the report. Raises LoadFailed, NotStarted."""
     found: list[Part] = []
     every = contenders()
     if "accept" in parts:
@@ -78,7 +78,7 @@ async def measure(
 
 
 def facts(cores: Cores, *, rounds: int, seconds: float) -> dict[str, str]:
-    """On what and with what is measured."""
+    """The machine, the versions and the settings of the measurement."""
     installed = {distribution.name.lower().replace("_", "-"): distribution.version for distribution in _installed()}
     versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
     brokers = [_version(str(find_nats_server())), *([_version("redis-server")] if shutil.which("redis-server") else [])]
@@ -98,7 +98,7 @@ def facts(cores: Cores, *, rounds: int, seconds: float) -> dict[str, str]:
 
 
 def write(results: Results, folder: Path) -> None:
-    """The report, its plots, and the values of every round. Raises OSError.
+    """Writes the report, its plots, and the values of every round. Raises OSError.
 
     Each plot is an SVG, which is committed, and a PNG, which git ignores: the repository holds no binaries.
     """

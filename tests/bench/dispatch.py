@@ -1,4 +1,4 @@
-"""dispatch: from just before a task is published to its first line of work, on a worker that has nothing to do."""
+"""dispatch: from just before a task is published to its first line of work, on an idle worker."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from tests.bench.results import Absent, Part
 from tests.bench.rounds import Values, empty_folder, rotated
 from tests.bench.stacks import SMALL_BODY, Contender, Given, Stack, started_file
 
-# Idle between two tasks: that is what is measured.
+# The worker is idle between two tasks: that is the case to measure.
 REST_S: Final = 0.02
 BEGUN_S: Final = 60.0
 WARM_UP: Final = 3
@@ -25,8 +25,8 @@ WARM_UP: Final = 3
 async def measure(
     contenders: Sequence[Contender], cores: Cores, *, rounds: int, tasks: int, say: Callable[[str], None]
 ) -> Part:
-    """*tasks* of each contender in each round, one at a time. Raises LoadFailed, NotStarted."""
-    # the limit has no worker, and the worker of the other one is that of taskiq-nats without a record
+    """Measures *tasks* of each contender in each round, one at a time. Raises LoadFailed, NotStarted."""
+    # the bare limit has no worker, and taskiq-nats with a record has the same worker as without one
     every = [each for each in contenders if each.name not in (BARE, TASKIQ_KV)]
     present = [each for each in every if each.absent is None]
     values = Values()
@@ -68,11 +68,11 @@ async def measure(
 
 
 async def delays_ms(name: str, stack: Stack, tasks: int) -> list[float]:
-    """From the publish to the start of each of *tasks*, in milliseconds. Raises LoadFailed, NotStarted."""
+    """The times from publish to start of each of *tasks*, in milliseconds. Raises LoadFailed, NotStarted."""
     found = []
     for _ in range(tasks):
         known = 0 if name == WARMLANE else len(_started(stack))
-        # one of its own: a service closes a connection on which nothing came for 5 s, as while a worker starts
+        # a new connection for each task: a service closes one that was idle for 5 s, as while a worker starts
         line = await connect(stack.address)
         try:
             answer = await line.ask(stack.post(SMALL_BODY))
@@ -91,7 +91,7 @@ async def delays_ms(name: str, stack: Stack, tasks: int) -> list[float]:
 
 
 def delay_ms(task: dict[str, Any]) -> float:
-    """From just before the publish of a finished *task* to its first step. Raises LoadFailed for one that failed."""
+    """The time from just before the publish of a finished *task* to its first step. Raises LoadFailed if it failed."""
     if task["status"] != "done":
         raise LoadFailed(f"a task ended as {task['status']}: {task['error']}")
     at = {entry["event"]: datetime.fromisoformat(entry["at"]) for entry in task["timeline"]}
@@ -111,5 +111,5 @@ async def _next_ms(name: str, stack: Stack, known: int) -> float:
 
 def _started(stack: Stack) -> list[str]:
     path = started_file(stack.folder)
-    # a line that is being written has no end yet
+    # a line that is still being written has no end yet
     return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")] if path.exists() else []

@@ -45,13 +45,13 @@ from tests.kit.behind import client_of, until_subscribed
 
 TASKS_LEVELS: Final = (FEW, SOME, MANY)
 LANES_LEVELS: Final = (1, 10, 100)
-# Of its lanes there are heartbeats only: nobody takes what is accepted.
+# Its lanes are heartbeats only: no worker takes the accepted tasks.
 MODEL: Final = "anisora"
 BODY_OF_IT: Final = msgspec.json.encode(msgspec.json.decode(BODY) | {"model": MODEL})
 HEARTBEAT_S: Final = 5.0
-# Of `--seconds` and of `--tasks`, for there is much to measure in turns.
+# The share of `--seconds` and of `--tasks`, because there is much to measure in turn.
 SHARE: Final = 0.4
-# So many writes of records are on their way at once: a server is not to be overrun.
+# How many writes of records are under way at once, so as not to overrun the server.
 WRITTEN_AT_ONCE: Final = 32
 TRIES: Final = 5
 READ_S: Final = 120.0
@@ -64,7 +64,8 @@ WHATS: Final = (ACCEPT, POLL_LIVE, POLL_NEW, POLL_OLD, DISPATCH)
 
 
 class Grown(Struct, kw_only=True):
-    """A stack with what is polled there. *old* is a task that is not held in memory; None where all are.
+    """A stack with the tasks that are polled there. *old* is a task that the gateway does not hold in memory; None:
+    it holds all.
 
     *shown* is the task whose record the report describes.
     """
@@ -83,7 +84,7 @@ class Grown(Struct, kw_only=True):
 
     @property
     def gateway(self) -> Stack:
-        """The same stack, of which only the gateway is watched."""
+        """The same stack, with the gateway as the only watched process."""
         return replace(self.stack, served=self.stack.served[:1])
 
 
@@ -98,7 +99,7 @@ async def measure(
     tasks_levels: Sequence[int] = TASKS_LEVELS,
     lanes_levels: Sequence[int] = LANES_LEVELS,
 ) -> tuple[Part, ...]:
-    """Warmlane of *every*, once for each level, and the levels of a part side by side.
+    """Measures Warmlane of *every* once for each level. The levels of a part run side by side.
 
     Raises LoadFailed, NotStarted.
     """
@@ -151,7 +152,8 @@ async def measure(
 
 
 async def beat(link: NatsLink, model: str, numbers: Sequence[int]) -> None:
-    """Heartbeats of the lanes of *model* with these *numbers*, first at once, then evenly spread, until cancelled."""
+    """Sends heartbeats of the lanes of *model* with these *numbers*, first all at once, then evenly spread, until
+    cancelled."""
     for number in numbers:
         await say_warm(link, model, f"{model}-{number}")
     for number in itertools.cycle(numbers):
@@ -164,7 +166,7 @@ async def _beating(stack: Stack, count: int) -> AsyncIterator[None]:
     link = stack.link
     assert link is not None
     beats = [asyncio.create_task(beat(link, MODEL, range(count)))]
-    if count > 1:  # the first one is real
+    if count > 1:  # the first lane is real
         beats.append(asyncio.create_task(beat(link, "phr00t", range(1, count))))
     try:
         yield
@@ -193,7 +195,7 @@ async def _record_bytes(grown: Grown) -> int:
 
 
 async def _submitted(stack: Stack) -> Sample:
-    """A task that no lane takes."""
+    """Submits a task that no lane takes."""
     line = await connect(stack.address)
     until_s = time.monotonic() + READ_S
     try:
@@ -212,7 +214,7 @@ async def _submitted(stack: Stack) -> Sample:
 
 
 async def fill(stack: Stack, count: int) -> str:
-    """*count* finished tasks, copies of the newest that a worker has finished; returns the id of the first.
+    """Stores *count* finished tasks, copies of the newest that a worker has finished; returns the id of the first.
 
     Returns when the gateway has read them all. Raises LoadFailed.
     """
@@ -240,7 +242,7 @@ async def _copy(stack: Stack, link: NatsLink, task: GenerationTask, task_id: str
 
 
 async def _surely(call: Callable[[], Awaitable[object]]) -> None:
-    """*call*, again while a busy server does not answer: twice is as good as once. Raises LoadFailed."""
+    """Repeats *call* while a busy server does not answer: *call* is idempotent. Raises LoadFailed."""
     for _ in range(TRIES):
         try:
             await call()
@@ -255,7 +257,7 @@ async def _is_newest(stack: Stack, task_id: str) -> bool:
 
 
 async def _listed(stack: Stack, status: str, limit: int) -> list[str]:
-    line = await connect(stack.address)  # one that is kept is closed by the gateway when nothing is asked for a while
+    line = await connect(stack.address)  # the gateway closes a connection that is idle for a while
     answer = await line.ask(request("GET", f"/tasks?status={status}&limit={limit}", stack.address))
     line.close()
     return [task["id"] for task in msgspec.json.decode(answer.body)["tasks"]]
@@ -270,11 +272,10 @@ async def _until(holds: Callable[[], Awaitable[bool]], otherwise: str) -> None:
 
 
 async def reads_per_poll(grown: Grown, task_id: str) -> float:
-    """How often the server is asked for the record of *task_id*, by anybody, for each poll of it.
+    """How often any client asks the server for the record of *task_id*, for each poll of it.
 
-    The server copies a question to this subscription after it has handed the question on, so an answer may come first.
-    It takes the questions of one connection in order. So a last one, for a task that does not exist, closes the count.
-    Raises LoadFailed.
+    The server may answer a question before it copies the question to this subscription. It takes the questions of one
+    connection in order. So a last one, for a task that does not exist, closes the count. Raises LoadFailed.
     """
     asked, last, closed = 0, f"{task_id[: -len(NO_TASK)]}{NO_TASK}", asyncio.Event()
 
@@ -344,7 +345,7 @@ async def _rounds(
 
 
 async def _remove_accepted(grown: Grown) -> None:
-    """Everything of the tasks that nobody takes, before their 30 s are over: record and message."""
+    """Removes record and message of the tasks that no lane takes, before their 30 s are over."""
     link = grown.link
     await _surely(partial(link.messages.purge, lane_stream(MODEL), ">"))
     while ids := await _listed(grown.stack, "pending", PAGE):

@@ -4,10 +4,10 @@
 its latencies say little, because a slow server gets fewer requests.
 
 `paced`: requests at a fixed rate, whatever the answers do. A latency counts from the moment at which its request was
-*meant* to be sent, so that the requests which a slow server holds up count with the time for which they were held up
-(the "coordinated omission" of generators that do not do that).
+*meant* to be sent. So it includes the time for which a slow server holds a request up (generators that leave that out
+suffer from "coordinated omission").
 
-Every answer is looked at: one of another status than the expected one counts as a failure, and its text is kept.
+Every answer is checked: an answer with another status than the expected one counts as a failure, and its text is kept.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing import Any, Final
 import httptools
 from msgspec import Struct
 
-# How long the last answers are waited for, after the last request was sent.
+# How long `closed` and `paced` wait for the last answers, after the last request was sent.
 GRACE_S: Final = 10.0
 TEXT_MAX: Final = 200
 
@@ -53,7 +53,7 @@ class Load(Struct, frozen=True, kw_only=True):
 
 
 class LoadFailed(Exception):
-    """Answers were not as expected, so that the figures would say nothing. The text says what came instead."""
+    """Answers were not as expected, so the figures would say nothing. The text says what came instead."""
 
 
 def request(method: str, path: str, address: Address, body: bytes = b"", **headers: str) -> bytes:
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
 
     def start(self, data: bytes, done: Callable[[Answer | ConnectionError], None]) -> None:
-        """Sends *data*; *done* is called once with what comes of it."""
+        """Sends *data*; calls *done* once with the outcome."""
         self._done = done
         if self._transport.is_closing():
             self._end(ConnectionError("the server closed the connection"))
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         return outcome
 
     def close(self) -> None:
-        """Cuts the connection; an outstanding answer is dropped."""
+        """Aborts the connection; an outstanding answer is dropped."""
         self._done = None
         self._transport.abort()
 
@@ -149,7 +149,7 @@ class _Tally:
         self._begun_s = self._last_s = time.perf_counter()
 
     def take(self, since_s: float, outcome: Answer | ConnectionError) -> None:
-        """What came of a request whose time counts from *since_s* on."""
+        """Counts the outcome of a request whose time counts from *since_s* on."""
         if isinstance(outcome, ConnectionError):
             self._failures[str(outcome)] += 1
         elif outcome.status == self._expected:
@@ -174,9 +174,10 @@ class _Tally:
 async def closed(
     address: Address, data: bytes | Sequence[bytes], *, connections: int, seconds: float, expected: int
 ) -> Load:
-    """*connections* connections, each sending its next request when it has its answer, for *seconds*.
+    """Runs *connections* connections for *seconds*, each of which sends its next request when it has its answer.
 
-    Of several requests in *data* each connection sends one after the other. Raises OSError when none can be opened.
+    If *data* is several requests, each connection sends them one after the other. Raises OSError when no connection can
+    be opened.
     """
     requests = [data] if isinstance(data, bytes) else data
     lines = [await connect(address) for _ in range(connections)]
@@ -218,9 +219,9 @@ async def closed(
 async def paced(
     address: Address, data: bytes, *, rate_per_s: float, seconds: float, connections: int, expected: int
 ) -> Load:
-    """*rate_per_s* requests a second for *seconds*, on whichever of *connections* connections is free.
+    """Sends *rate_per_s* requests a second for *seconds*, on whichever of *connections* connections is free.
 
-    Where none is free a request waits, and its latency counts that. Raises OSError when no connection can be opened.
+    If none is free a request waits, and its latency includes that. Raises OSError when no connection can be opened.
     """
     lines = [await connect(address) for _ in range(connections)]
     free, waiting = deque(lines), deque[float]()
@@ -264,11 +265,11 @@ async def _within(seconds: float, event: asyncio.Event) -> None:
         async with asyncio.timeout(seconds):
             await event.wait()
     except TimeoutError:
-        pass  # the tally finds out what is missing
+        pass  # the tally counts what is missing
 
 
 def _call_at(moments: Iterator[float], call: Callable[[float], Any]) -> None:
-    # in a thread: the timers of an event loop are a millisecond coarse, and that would count as the server's
+    # in a thread: the timers of an event loop have a resolution of a millisecond, which would count as the server's
     for meant_s in moments:
         left_s = meant_s - time.perf_counter()
         if left_s > 0:
@@ -277,7 +278,7 @@ def _call_at(moments: Iterator[float], call: Callable[[float], Any]) -> None:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that *percent* of *values* do not exceed; nan of nothing. Pure."""
+    """The value that *percent* of *values* do not exceed; nan where there are none. Pure."""
     if not values:
         return float("nan")
     ordered = sorted(values)
@@ -285,7 +286,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def require_expected(load: Load, what: str) -> Load:
-    """*load*, if every request got the answer that was expected. Raises LoadFailed."""
+    """*load*, if every request got the expected answer. Raises LoadFailed."""
     if load.failures:
         failures = "; ".join(f"{count} times {text}" for text, count in load.failures.items())
         raise LoadFailed(f"{what}: {load.sent} requests were sent; {failures}")

@@ -1,4 +1,4 @@
-"""On what something was measured, in words."""
+"""The machine of a measurement, in words."""
 
 import platform
 from pathlib import Path

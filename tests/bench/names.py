@@ -1,4 +1,4 @@
-"""What the contenders are called, in figures and in the report."""
+"""The names of the contenders, in figures and in the report."""
 
 from typing import Final
 
@@ -24,7 +24,7 @@ REFUSAL: Final = "Warmlane, refusal"
 NO_OP: Final = "bare Litestar, constant 503"
 IN_TIME: Final = "after Retry-After"
 TOO_EARLY: Final = "after half of it"
-# How many finished tasks there are while something is measured. From SOME on the oldest is no longer in memory.
+# How many finished tasks there are during a measurement. From SOME on, the oldest is no longer in memory.
 FEW: Final = 10
 SOME: Final = 1_000
 MANY: Final = 100_000
@@ -37,7 +37,7 @@ GROWING: Final = ((ACCEPT, FEW), (POLL_LIVE, FEW), (POLL_NEW, FEW), (POLL_OLD, S
 
 
 def at_times(times: float) -> str:
-    """Load that is *times* what the worker can do."""
+    """A load of *times* what the worker can serve."""
     return f"{times:g} times the capacity"
 
 

@@ -1,4 +1,4 @@
-"""overhead: a tiny pipeline from submit to done, and the same pipeline called in a process of its own."""
+"""overhead: a tiny pipeline from submit to done, and a script that calls the same pipeline in its own process."""
 
 import statistics
 from collections.abc import Callable
@@ -16,7 +16,7 @@ WARM_UP: Final = 3
 
 
 async def measure(cores: Cores, *, rounds: int, say: Callable[[str], None], tasks: int = TASKS) -> Part:
-    """*tasks* of both in each round, in turns. Raises LoadFailed, also when their videos differ; NotStarted."""
+    """Measures *tasks* of both in each round, in turn. Raises LoadFailed, also when their videos differ; NotStarted."""
     with empty_folder() as folder:
         say(f"overhead: starting {WARMLANE}")
         async with warmlane(folder, cores, works=True) as stack:
@@ -27,7 +27,7 @@ async def measure(cores: Cores, *, rounds: int, say: Callable[[str], None], task
 
 
 async def compare(stack: Stack, script: Script, *, rounds: int, tasks: int, say: Callable[[str], None]) -> Part:
-    """As `measure`, of a service and a script that run. Raises LoadFailed, NotStarted."""
+    """As `measure`, with a running service and a running script. Raises LoadFailed, NotStarted."""
     values = Values()
     ours: list[Through] = []
     theirs: list[Scripted] = []

@@ -1,5 +1,5 @@
-"""overload: more than the degraded worker can do. What still gets done, how fast the rest is refused, and whether the
-`Retry-After` of a refusal is true."""
+"""overload: more than the degraded worker can serve. It shows what still gets done, how fast the gateway refuses the
+rest, and whether the `Retry-After` of a refusal is true."""
 
 import asyncio
 import contextlib
@@ -28,22 +28,22 @@ from tests.bench.rounds import Values, empty_folder, one_round, rotated
 from tests.bench.stacks import BODY, MODEL, Contender, Given, Stack, degraded
 
 TIMES: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
-# A task takes some 0.4 s: a full queue is served within a quarter of the time for which it holds a task.
+# A task takes some 0.4 s: the worker serves a full queue within a quarter of the time for which it holds a task.
 STEP_S: Final = 0.05
 # A task takes some 1.6 s: a full queue is 10 s more work than fits into that time, which `Retry-After` has to cover.
 SLOW_STEP_S: Final = 0.35
 CALIBRATION: Final = 15
-# Of `--seconds`: how long each level is watched.
+# How long each level is watched, in multiples of `--seconds`.
 LEVEL: Final = 2.0
 ENDED_S: Final = 60.0
-# So often a refused request is sent again while the load goes on: they are to be few beside it.
+# How often a refused request is sent again while the load goes on: rarely, beside the load.
 AGAIN_EVERY_S: Final = 0.4
 SMALL: Final = {"seed": 7, "width": 32, "height": 32, "num_frames": 5}
 Start = Callable[[float], contextlib.AbstractAsyncContextManager[Stack]]
 
 
 class Records:
-    """Every task that comes after `watch`, as its record stands."""
+    """Every task that comes after `watch`, with its current record."""
 
     def __init__(self, link: NatsLink) -> None:
         self._link = link
@@ -62,7 +62,7 @@ class Records:
         return [task for task, at in ends if at is not None and since <= at < until]
 
     async def until_all_ended(self) -> None:
-        """Raises LoadFailed when a task still lives after a minute."""
+        """Returns when every task has ended. Raises LoadFailed when one still lives after a minute."""
         until_s = time.monotonic() + ENDED_S
         while live := [task for task in self.tasks.values() if not task.status.is_terminal]:
             if time.monotonic() > until_s:
@@ -97,7 +97,7 @@ async def offered_by(start: Start, step_s: float) -> Any:
 
 
 async def capacity_per_s(offered: Offered, tasks: int) -> float:
-    """How many tasks the worker ends a second while it always has one, from *tasks* of one model, at most 25."""
+    """How many tasks the worker ends a second while it is never idle, from *tasks* of one model, at most 25."""
     answers = [await offered.post(number, prefer="respond-async") for number in range(tasks)]
     if any(answer.status != 202 for answer in answers):
         raise LoadFailed(f"an idle worker's queue refuses a task: {answers[-1]}")
@@ -110,9 +110,9 @@ async def capacity_per_s(offered: Offered, tasks: int) -> float:
 
 
 async def one_level(offered: Offered, *, rate_per_s: float, seconds: float, is_full: bool, seed: int = 0) -> Level:
-    """*rate_per_s* requests a second at random moments, to an empty queue or, where it *is_full*, to a full one.
+    """Sends *rate_per_s* requests a second at random moments, to an empty queue or, with *is_full*, to a full one.
 
-    It returns when all has ended, so that the next level finds an idle worker.
+    Returns when all tasks have ended, so that the next level finds an idle worker.
     """
     again: list[asyncio.Task[tuple[When, Answer]]] = []
     next_again_s = 0.0
@@ -138,7 +138,7 @@ async def one_level(offered: Offered, *, rate_per_s: float, seconds: float, is_f
     await offered.records.until_all_ended()
     if is_full:
         ended = offered.records.ended_within(begun, seconds)
-    else:  # what is on its way at the end is no more than what comes
+    else:  # no backlog grows, so the tasks of the accepted requests count
         ended = [offered.records.tasks[each.task_id] for each in answers if each.status == 202]
     return Level(seconds=seconds, answers=answers, again=sent_again, ended=ended)
 
@@ -157,7 +157,8 @@ async def _until_full(offered: Offered) -> None:
 
 
 async def refused_once(offered: Offered, when: When) -> tuple[Answer, Answer]:
-    """A request that a full queue refused, and what becomes of it when it is sent again while nobody else comes."""
+    """The refusal of a request by a full queue, and the answer to the same request when it is sent again and no other
+    request comes."""
     held: list[asyncio.Task[Answer]] = []
     while True:
         held.append(asyncio.create_task(offered.post(len(held))))
@@ -184,10 +185,11 @@ async def measure(
     start: Start | None = None,
     calibration: int = CALIBRATION,
 ) -> tuple[Part, ...]:
-    """Each level in every round, then refusals beside a handler that does nothing, then what `Retry-After` is worth.
+    """Measures each level in every round, then refusals beside a handler that does nothing, then the worth of
+    `Retry-After`.
 
-    *start* starts a gateway and a degraded worker whose steps take so many seconds longer. Raises LoadFailed,
-    NotStarted.
+    *start* starts a gateway and a degraded worker whose steps take the given number of seconds longer. Raises
+    LoadFailed, NotStarted.
     """
     start = start or partial(_fresh, cores)
     async with offered_by(start, STEP_S) as offered:
@@ -255,7 +257,7 @@ async def _levels(
 
 
 def capacity_of(values: Values) -> float:
-    """The median of what the worker could do, in tasks a second."""
+    """The median of the worker's capacity, in tasks a second."""
     return next(each.median for each in values.series() if each.contender == CAPACITY)
 
 
@@ -268,7 +270,7 @@ async def refusals_of(
     seconds: float,
     say: Callable[[str], None],
 ) -> Part:
-    """At the full queue of the same gateway, whose worker has left: so it stays full for 30 s, and no longer."""
+    """Measures refusals at the full queue of the same gateway. Its worker has left, so it stays full for 30 s."""
     stack = offered.stack
     sample = await submitted(stack)
     await offered.records.until_all_ended()
@@ -321,7 +323,8 @@ async def _empty(offered: Offered) -> None:
 
 
 async def _alone(start: Start, *, rounds: int, say: Callable[[str], None]) -> Part:
-    """Refused, and sent again while nobody else comes: a stack for each way, for what is accepted delays others."""
+    """Measures requests that are refused, and sent again while no other request comes. Each way has a stack of its own,
+    because an accepted request delays others."""
     ways: tuple[tuple[str, When], ...] = ((IN_TIME, "full"), (TOO_EARLY, "half"))
     values = Values()
     async with contextlib.AsyncExitStack() as leave:

@@ -1,4 +1,4 @@
-"""What one level of overload gave, as figures. Pure."""
+"""The figures of one level of overload. Pure."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -14,9 +14,9 @@ When = Literal["full", "half"]
 
 
 class Level(Struct, frozen=True, kw_only=True):
-    """What became of the requests of *seconds*: *answers* of those that came by themselves, *again* of those that were
-    refused before and were sent again, each with whether that was after the full `Retry-After` or after half of it; and
-    the tasks that count: of a full queue those that ended meanwhile, otherwise those of *answers*."""
+    """What became of the requests of *seconds*. *answers* are those to new requests. *again* are those to requests that
+    were refused before and sent again, after the full `Retry-After` or after half of it. *ended* are the tasks that
+    count: with a full queue those that ended meanwhile, otherwise those of *answers*."""
 
     seconds: float
     answers: Sequence[Answer]
@@ -25,7 +25,7 @@ class Level(Struct, frozen=True, kw_only=True):
 
 
 def figures_of(level: Level) -> dict[str, float]:
-    """Of `tests.bench.results.FIGURES`. What nothing was measured of is left out. Pure.
+    """Figures of `tests.bench.results.FIGURES`. Those without a measurement are left out. Pure.
 
     Raises LoadFailed for an answer that is neither an acceptance nor a refusal by the queue.
     """
@@ -48,14 +48,14 @@ def figures_of(level: Level) -> dict[str, float]:
 
 
 def is_in_time(task: GenerationTask) -> bool:
-    """Whether it ended with a video, and a worker took it within the time for which a request may wait. Pure."""
+    """Whether *task* ended with a video, and a worker took it within the time for which a request may wait. Pure."""
     if task.status is not TaskStatus.DONE or task.claimed_at is None:
         return False
     return (task.claimed_at - task.queued_at).total_seconds() <= WAIT_LIMIT_S
 
 
 def accepted_percent(answers: Sequence[Answer]) -> float | None:
-    """How many of them were accepted; None of nothing. Pure."""
+    """The percentage of *answers* that accept; None where there are no answers. Pure."""
     return 100 * sum(each.status == 202 for each in answers) / len(answers) if answers else None
 
 

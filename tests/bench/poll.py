@@ -39,7 +39,7 @@ async def measure(
     say: Callable[[str], None],
     waiters: int = 1_000,
 ) -> tuple[Part, ...]:
-    """Polling, of the gateway and the limit in *every*, and then *waiters* long-polls and as many streams.
+    """Measures polling, of the gateway and the limit in *every*, and then *waiters* long-polls and as many streams.
 
     Raises LoadFailed, NotStarted.
     """
@@ -82,7 +82,7 @@ async def _poll(
             say(f"poll, round {number + 1} of {rounds}: {name}")
             data = request("GET", f"/tasks/{task_id}", served.address)
             figures = await one_round(served, data, what=name, expected=200, seconds=seconds)
-            del figures["broker_cpu_s"]  # none is asked
+            del figures["broker_cpu_s"]  # a poll does not ask the broker
             values.add(name, figures)
     return Part(
         name="poll",
@@ -96,7 +96,8 @@ async def _poll(
 
 
 class _Waiter(Struct):
-    """When it learned of the end; None before. *is_open* is known only for streams: their first event came."""
+    """A client that waits. *answered_s* is when it learned of the end, None before. *is_open* is only set for streams,
+    by their first event."""
 
     answered_s: float | None = None
     is_open: bool = False
@@ -125,7 +126,7 @@ async def _wait(stack: Stack, live: Sample, waiters: int) -> Part:
             lines.append(line := await connect(address, partial(_on_event, stream)))
             line.start(get(f"/tasks/{task.id}/events"), lambda _: None)
         await _until(lambda: all(stream.is_open for stream in streams), "event streams are not open")
-        await _until_let_in(address, keys[0], live.id)  # an answer to what was asked last: it has read all before
+        await _until_let_in(address, keys[0], live.id)  # once this is answered, all earlier ones are read
         early = sum(poll.answered_s is not None for poll in polls)
         if early:
             raise LoadFailed(f"{early} long-polls were answered before their task ended")
@@ -190,7 +191,7 @@ async def _until_let_in(address: Address, key: str, task_id: str) -> None:
 
 
 async def until_shown(address: Address, statuses: dict[str, str]) -> None:
-    """The gateway has read what was written: it shows each task with its status."""
+    """Returns when the gateway has read what was written: it shows each task with its status."""
     until_s = time.perf_counter() + ANSWER_S
     for task_id, status in statuses.items():
         while f'"status":"{status}"'.encode() not in (view := await view_of(address, task_id)):
@@ -221,7 +222,7 @@ async def task_of(link: NatsLink, task_id: str) -> tuple[GenerationTask, int]:
 
 
 async def take(link: NatsLink, sample: Sample) -> tuple[GenerationTask, int]:
-    """The task as a worker takes it, for an hour."""
+    """Claims the task as a worker does, for an hour."""
     task, revision = await task_of(link, sample.id)
     taken = lifecycle.claim(task, owner="bench", worker="bench-0", lease_s=LEASE_S, now=datetime.now(UTC))
     return taken, await link.entries.update(TASKS, task.id, encode_task(taken), revision=revision)

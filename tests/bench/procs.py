@@ -18,19 +18,19 @@ from msgspec import Struct
 from ops.machine.processes import die_with_parent
 
 HOST: Final = "127.0.0.1"
-# Importing torch takes the most of it, on a core that others may want too.
+# Most of it goes to the import of torch, on a core that other processes may want too.
 START_S: Final = 180.0
 STOP_S: Final = 10.0
-# Of a script, whose first answer comes after such an import.
+# For a script, whose first answer comes after such an import.
 ANSWER_S: Final = 180.0
 
 
 class NotStarted(Exception):
-    """A server did not start. The text holds the end of what it said."""
+    """A server did not start. The text holds the end of its log."""
 
 
 class Cores(Struct, frozen=True):
-    """Where what runs: *served* for the service under measurement, *rest* for brokers, stores and load generator."""
+    """The cores: *served* for the service under measurement, *rest* for brokers, stores and load generator."""
 
     served: frozenset[int]
     rest: frozenset[int]
@@ -56,14 +56,14 @@ def apart(available: Iterable[int]) -> Cores:
 
 
 def usable_cores() -> frozenset[int]:
-    """The cores that this process may use; none where the system does not say."""
+    """The cores that this process may use; empty where the system does not say."""
     if sys.platform == "linux":
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(psutil.cpu_count() or 1))
 
 
 class Usage(Struct, frozen=True):
-    """CPU seconds that were used since a start, and the most memory that was resident at once, in bytes."""
+    """CPU seconds used since a start, and the peak resident set size in bytes."""
 
     cpu_s: float
     peak_bytes: int
@@ -77,7 +77,7 @@ class Watch:
         self._before = self._now()
 
     def end(self) -> "Used":
-        """What was used since."""
+        """What they have used since then."""
         before, now = self._before, self._now()
         served_s, brokers_s, own_s, busy_s, seconds = (b - a for a, b in zip(before, now, strict=True))
         others_s = max(0.0, busy_s - served_s - brokers_s - own_s)
@@ -103,9 +103,9 @@ class Watch:
 
 
 class Used(Struct, frozen=True, kw_only=True):
-    """CPU seconds of the service and its brokers, and how busy that kept one core.
+    """CPU seconds of the service and its brokers, and how busy the service kept one core.
 
-    *others_percent* is how much of the whole machine anything else took meanwhile: its noise, and the kernel's part.
+    *others_percent* is how much of the whole machine all else took meanwhile: its noise, and the kernel's part.
     """
 
     served_s: float
@@ -116,7 +116,7 @@ class Used(Struct, frozen=True, kw_only=True):
 
 
 class Server:
-    """One process, with those that it starts itself."""
+    """One process, with the processes that it starts."""
 
     def __init__(self, name: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.name = name
@@ -131,7 +131,7 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def usage(self) -> Usage:
-        """What it and its children have used. The peaks of several processes are added."""
+        """What the process and its children have used. The peaks of several processes are added."""
         cpu_s, peak_bytes = 0.0, 0
         parent = psutil.Process(self.pid)
         for process in (parent, *parent.children(recursive=True)):
@@ -142,12 +142,12 @@ class Server:
         return Usage(cpu_s, peak_bytes)
 
     def require_running(self) -> None:
-        """Raises NotStarted when it has ended."""
+        """Raises NotStarted when the process has ended."""
         if self._process.poll() is not None:
             raise NotStarted(f"{self.name} ended with status {self._process.returncode}: {self.log[-2000:]}")
 
     def stop(self) -> None:
-        """Ends it and waits for that."""
+        """Ends the process and waits for its end."""
         children = []
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.pid).children(recursive=True)
@@ -180,7 +180,7 @@ def server(
     is_ready: Callable[[], bool],
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Runs *command* on *cores* while the block lasts, from when *is_ready*. Raises NotStarted."""
+    """Runs *command* on *cores* until the block ends, which begins once *is_ready*. Raises NotStarted."""
     log = folder / f"{name}.log"
     started = Server(name, _run(command, log, cores, env), log)
     try:
@@ -225,7 +225,7 @@ class Script(Server):
         super().stop()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # what it did not take any more
+                with contextlib.suppress(BrokenPipeError):  # the rest of its input, which it no longer reads
                     pipe.close()
 
 
@@ -238,7 +238,7 @@ def script(
     cores: frozenset[int],
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Script]:
-    """Runs *command* on *cores* while the block lasts. It may be asked at once."""
+    """Runs *command* on *cores* until the block ends. The script may be asked at once."""
     log = folder / f"{name}.log"
     started = Script(name, _run(command, log, cores, env, pipes=True), log)
     try:
@@ -267,7 +267,7 @@ def _settle(cores: frozenset[int], parent_pid: int) -> None:
 
 
 def listens(port: int, *, greets: bytes = b"") -> bool:
-    """Whether something accepts connections on *port*, and begins with *greets* by itself."""
+    """Whether a process accepts connections on *port*, and greets with *greets*."""
     try:
         with socket.create_connection((HOST, port), timeout=0.5) as connection:
             return connection.recv(len(greets)) == greets if greets else True

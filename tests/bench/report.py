@@ -26,7 +26,7 @@ from tests.bench.results import FIGURES, OTHERS, QUIET_PERCENT, Part, Results
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """How an aim fared. *outcome* is `met`, `missed by …`, or `not judged: …`; *reason* stands beside a missed one."""
+    """How an aim fared. *outcome* is `met`, `missed by …`, or `not judged: …`; *reason* explains a missed one."""
 
     aim: Aim
     measured: float | None
@@ -39,7 +39,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 def judge(aim: Aim, part: Part | None) -> Verdict:
-    """The verdict on *aim*. One that has no value is never met."""
+    """The verdict on *aim*. An aim without a value is never met."""
     if part is None:
         return Verdict(aim=aim, measured=None, outcome=f"not judged: {aim.part} was not measured")
     measured = aim.measure(part)
@@ -58,7 +58,7 @@ def judge_all(results: Results) -> tuple[Verdict, ...]:
 
 
 def beside(results: Results) -> Iterator[tuple[str, float, str]]:
-    """What the verdicts are to be read with, though nobody asked for it: what, how much, and what it means."""
+    """Figures that are no aims, but help to read the verdicts: what, how much, and what it means."""
     accept = results.part("accept")
     for who, shown, why in (
         (WARMLANE, "throughput", "such a peer makes one write for each task, and cannot be asked what became of it"),
@@ -101,7 +101,7 @@ def wins(part: Part) -> Iterator[str]:
 
 
 def noise(results: Results) -> str:
-    """What else ran on the machine meanwhile, as a sentence with what that means; empty when it was not measured."""
+    """A sentence on what else ran on the machine meanwhile, and what that means; empty when it was not measured."""
     values = [value for part in results.parts for each in part.series if each.figure == OTHERS for value in each.values]
     if not values:
         return ""

@@ -8,7 +8,7 @@ from msgspec import Struct, structs
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """How a figure is shown. *better* is the direction in which it wins; None for what only describes."""
+    """How a figure is shown. *better* is the direction in which it wins; None for a figure that only describes."""
 
     title: str
     digits: int
@@ -49,11 +49,11 @@ FIGURES: Final[Mapping[str, Figure]] = {
 
 
 OTHERS: Final = "others_percent"
-# What the kernel does for the load alone can take so much.
+# The kernel's work for the load alone can take this much.
 QUIET_PERCENT: Final = 25.0
 
 
-# Of the parts, in the report.
+# The order of the parts in the report.
 ORDER: Final = (
     "accept",
     "poll",
@@ -71,7 +71,7 @@ ORDER: Final = (
 
 
 class Series(Struct, frozen=True, kw_only=True):
-    """The values of one figure of one contender, one for each round in their order."""
+    """The values of one figure of one contender, one for each round, in order."""
 
     contender: str
     figure: str
@@ -99,9 +99,9 @@ class Absent(Struct, frozen=True):
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """What was measured in one part, such as accept, in turns and in one run. *when* it was.
+    """What one part measured, such as accept, in turns and in one run at the time *when*.
 
-    *elsewhere* are the facts in which it differs from the rest of the report: another machine, another version.
+    *elsewhere* are the facts in which the part differs from the rest of the report: another machine, another version.
     """
 
     name: str
@@ -113,17 +113,17 @@ class Part(Struct, frozen=True, kw_only=True):
     elsewhere: dict[str, str] = {}
 
     def find(self, contender: str, figure: str) -> Series | None:
-        """That figure of that contender; None where it was not measured."""
+        """The series of *figure* of *contender*; None where it was not measured."""
         return next((each for each in self.series if (each.contender, each.figure) == (contender, figure)), None)
 
     @property
     def contenders(self) -> tuple[str, ...]:
-        """Who was measured, as in the order of the first round."""
+        """The contenders that were measured, in the order of the first round."""
         return tuple(dict.fromkeys(each.contender for each in self.series))
 
 
 class Results(Struct, frozen=True, kw_only=True):
-    """What the report is made of. *facts* says on what machine, with which versions and how, by a name each."""
+    """What the report is made from. *facts* names the machine, the versions and the settings."""
 
     facts: dict[str, str]
     parts: tuple[Part, ...]
@@ -132,7 +132,7 @@ class Results(Struct, frozen=True, kw_only=True):
         return next((each for each in self.parts if each.name == name), None)
 
     def replaced_by(self, newer: "Results") -> "Results":
-        """*newer*, and the parts of these results that it has not. Each of those says in which facts it differs."""
+        """*newer*, plus the parts of these results that *newer* lacks. Each of those says in which facts it differs."""
         kept = (structs.replace(part, elsewhere=self._unlike(part, newer.facts)) for part in self.parts)
         by_name = {part.name: part for part in (*kept, *newer.parts)}
         return Results(facts=newer.facts, parts=tuple(by_name[name] for name in _ordered(by_name)))

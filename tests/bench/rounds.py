@@ -13,7 +13,7 @@ from tests.bench.results import Series
 from tests.bench.stacks import Stack
 
 CONNECTIONS: Final = 32
-# Of the measured time, to fill caches and pools before it.
+# The share of the measured time that comes before it, to fill caches and pools.
 WARM_UP: Final = 0.25
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Values:
         self._values: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def add(self, contender: str, figures: Mapping[str, float]) -> None:
-        """One round of *contender*."""
+        """Adds one round of *contender*."""
         for figure, value in figures.items():
             self._values[contender, figure].append(value)
 
@@ -40,8 +40,8 @@ class Values:
 async def one_round(stack: Stack, data: bytes, *, what: str, expected: int, seconds: float) -> dict[str, float]:
     """The figures of `tests.bench.results.FIGURES` for the request *data*.
 
-    Throughput and CPU come from *seconds* with 32 connections that ask all the time; latencies from *seconds* at half
-    of that throughput, counted from the moment at which each request was due. Raises LoadFailed, NotStarted.
+    Throughput and CPU come from *seconds* with 32 connections that ask all the time. Latencies come from *seconds* at
+    half of that throughput, counted from the moment at which each request was due. Raises LoadFailed, NotStarted.
     """
     address = stack.address
 
@@ -73,7 +73,7 @@ async def one_round(stack: Stack, data: bytes, *, what: str, expected: int, seco
 
 
 def rotated(items: Sequence[T], by: int) -> list[T]:
-    """*items* in another order in each round, so that none always follows the same one. Pure."""
+    """*items* rotated, so that each round has another one first. Pure."""
     by %= len(items)
     return [*items[by:], *items[:by]]
 

@@ -1,4 +1,4 @@
-"""servers: the same bare application behind uvicorn and behind granian, by which the gateway's server was chosen."""
+"""servers: the same bare application behind uvicorn and behind granian. The gateway's server was chosen by this."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from tests.bench.results import Absent, Part
 from tests.bench.rounds import Values, empty_folder, one_round, rotated
 from tests.bench.stacks import Contender, Given, Stack, bare, lacks
 
-# What a poll answers: about as long as a task.
+# The answer to a poll: about as long as a task.
 DOCUMENT: Final = msgspec.json.encode({"prompt": "a red fox in fresh snow", "timeline": ["x" * 80] * 10})
 
 
 async def measure(
     every: Sequence[Contender], cores: Cores, *, rounds: int, seconds: float, say: Callable[[str], None]
 ) -> Part:
-    """Accepting and polling on either server, with the record that Warmlane, one of *every*, stores.
+    """Measures accepting and polling on either server, with the record that Warmlane, one of *every*, stores.
 
     Raises LoadFailed, NotStarted.
     """

@@ -33,20 +33,20 @@ from tests.kit.support import NO_TLS, free_port
 
 MODEL: Final = "phr00t"
 LANE: Final = f"{MODEL}-0"
-# The smallest video that the settings allow: what is measured is not the inference.
+# The smallest video that the settings allow: the inference is not what is measured.
 BODY: Final = msgspec.json.encode({"model": MODEL, "prompt": "a red fox in fresh snow", "seed": 7})
 SMALL_BODY: Final = msgspec.json.encode(
     {"model": MODEL, "prompt": "a red fox in fresh snow", "seed": 7, "width": 32, "height": 32, "num_frames": 5}
 )
 KEEP_S: Final = 3_600.0
-# No lane takes anything off its queue while accepting is measured, so the queue has to hold it all.
+# While accepting is measured, no lane takes tasks off its queue, so the queue has to hold all of them.
 QUEUE_MAX_MSGS: Final = 10_000_000
 _PASSWORDS: Final[Mapping[Role, str]] = {role: f"bench-{role}" for role in ROLES}
 _REDIS_OPTIONS: Final = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--bind", HOST)
 
 
 class Stack(Struct, frozen=True, kw_only=True):
-    """A service that runs. *served* are its processes; *brokers* are those that it stores with."""
+    """A running service. *served* are its processes; *brokers* are the processes in which it stores."""
 
     address: Address
     served: tuple[Server, ...]
@@ -65,8 +65,8 @@ class Stack(Struct, frozen=True, kw_only=True):
 
 
 class Given(Struct, frozen=True, kw_only=True):
-    """What a contender is started with: an empty *folder*, the cores, whether workers run as well, and the *record*
-    whose bytes the bare limit is to store."""
+    """What a contender gets at its start: an empty *folder*, the cores, whether workers run as well, and the *record*
+    whose bytes the bare limit stores."""
 
     folder: Path
     cores: Cores
@@ -87,7 +87,7 @@ class Contender(Struct, frozen=True, kw_only=True):
 
 
 def contenders() -> tuple[Contender, ...]:
-    """All of them: Warmlane, the bare limit, the peers."""
+    """All contenders: Warmlane, the bare limit, the peers."""
     nats = "JetStream file streams, synced to disk every 2 minutes (nats-server's default)"
     redis = "Redis append-only file, synced to disk every second (`appendonly yes`, `appendfsync everysec`)"
     return (
@@ -125,7 +125,7 @@ def contenders() -> tuple[Contender, ...]:
 
 
 def lacks(*modules: str) -> str | None:
-    """Why something cannot be measured here, where one of *modules* is not installed; None when they all are."""
+    """Why a contender cannot run here, because one of *modules* is not installed; None when all are."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if not missing:
         return None
@@ -140,7 +140,7 @@ def _lacks_redis() -> str | None:
 
 @contextlib.asynccontextmanager
 async def warmlane(folder: Path, cores: Cores, *, works: bool = False) -> AsyncIterator[Stack]:
-    """One gateway, and a lane that is warm: a real one where it *works*, otherwise one that only says so."""
+    """One gateway, and a warm lane: a real one where it *works*, otherwise one that only a heartbeat reports."""
     async with _gateway(folder, cores) as (stack, worker):
         assert stack.link is not None
         if not works:
@@ -164,8 +164,8 @@ async def degraded(
 ) -> AsyncIterator[Stack]:
     """One gateway without lanes, and the degraded worker, whose inference steps take *step_seconds* longer.
 
-    It has the checkpoints of *models_dir*; without that, tiny ones of its own. *forks* are variables that name a fork
-    server; without them it has one of its own, whose memory and import count among what it takes.
+    The worker has the checkpoints of *models_dir*; without that, tiny ones of its own. *forks* are variables that name
+    a fork server. Without them the worker has one of its own, whose memory and import count as the worker's.
     """
     if models_dir is not None:
         (folder / "models").symlink_to(models_dir, target_is_directory=True)
@@ -182,7 +182,7 @@ _Worker = Callable[[Sequence[str], Callable[[dict[str, Any]], bool]], contextlib
 async def _gateway(
     folder: Path, cores: Cores, settings: Path | None = None, forks: Mapping[str, str] | None = None
 ) -> AsyncIterator[tuple[Stack, _Worker]]:
-    """A gateway, and what starts a worker of it: by the words of its command, ready when `/readyz` says so."""
+    """A gateway, and a function that starts one of its workers from the words of a command and a check of `/readyz`."""
     settings = settings or _settings(folder)
     port = free_port()
     with nats(folder, cores) as broker:
@@ -203,14 +203,14 @@ async def _gateway(
                 )
 
             gateway = ("gateway", "--port", str(port), "--keep", f"{KEEP_S:g}s")
-            # while it waits for what it cannot begin without, it says that it is not connected
+            # until the gateway has all that it needs to begin, it reports that it is not connected
             with process(gateway, lambda ready: bool(ready["nats"])) as served:
                 yield _stack(folder, port, (served,), broker, link), process
 
 
 @contextlib.asynccontextmanager
 async def bare(folder: Path, cores: Cores, record: bytes, *, behind: str = UVICORN) -> AsyncIterator[Stack]:
-    """The limit, on a nats-server that was provisioned as Warmlane's is, and behind that ASGI server."""
+    """The limit, on a nats-server that is provisioned like Warmlane's, *behind* this ASGI server."""
     (folder / "record.json").write_bytes(record)
     port = free_port()
     with nats(folder, cores) as broker:
@@ -270,12 +270,12 @@ class Broker(Struct, frozen=True):
     address: str
 
     def url_of(self, role: Role) -> str:
-        """Its address, with a user."""
+        """The address with the user *role*."""
         return self.address.replace("://", f"://{role}:{_PASSWORDS[role]}@")
 
     @property
     def url(self) -> str:
-        """Its address, with the user that may do everything."""
+        """The address with the user `admin`, who may do everything."""
         return self.url_of("admin")
 
 
@@ -298,7 +298,7 @@ def nats(folder: Path, cores: Cores) -> Iterator[Broker]:
 
 @contextlib.asynccontextmanager
 async def linked(url: str) -> AsyncIterator[NatsLink]:
-    """A connection while the block lasts."""
+    """A connection that lasts until the block ends."""
     link = await NatsLink.connect(url, name="bench")
     try:
         yield link
@@ -307,7 +307,7 @@ async def linked(url: str) -> AsyncIterator[NatsLink]:
 
 
 async def say_warm(link: NatsLink, model: str = MODEL, worker: str = LANE) -> None:
-    """A heartbeat, as the lane would send it; it counts for the minute in which no other comes."""
+    """Sends a heartbeat as the lane would. It counts for a minute, if no other comes."""
     heartbeat = LaneHeartbeat(
         model=model,
         worker=worker,
@@ -321,7 +321,7 @@ async def say_warm(link: NatsLink, model: str = MODEL, worker: str = LANE) -> No
 
 
 def environment(**more: str) -> dict[str, str]:
-    """That of a measured process: none of the machine's own settings of Warmlane, nor an exporter's."""
+    """The environment of a measured process: without the machine's own settings of Warmlane or of an exporter."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("WARMLANE_", "OTEL_"))}
     return clean | {password_variable(role): password for role, password in _PASSWORDS.items()} | more
 
@@ -358,7 +358,7 @@ def _service(
 def direct(
     name: str, folder: Path, cores: frozenset[int], *, settings: Path, models_dir: Path
 ) -> contextlib.AbstractContextManager[Script]:
-    """The script `tests.bench.peers.direct` on *cores*: those of the worker that it is compared with."""
+    """The script `tests.bench.peers.direct` on *cores*, which are those of the worker that it is compared with."""
     command = [sys.executable, "-m", "tests.bench.peers.direct"]
     video = folder / f"{name}.mp4"
     return script(
@@ -375,7 +375,7 @@ def _worker(
 ) -> contextlib.AbstractContextManager[Server]:
     program = str(Path(sys.executable).with_name(command[0]))
     started = started_file(folder)
-    # it does not say when it takes work: whoever measures sends a task and waits for it to begin
+    # the worker does not report when it takes work: the measurement sends a task and waits for it to begin
     return server(
         "worker",
         [program, *command[1:]],

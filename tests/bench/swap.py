@@ -22,20 +22,20 @@ from tests.bench.stacks import Stack, degraded, direct
 from tests.bench.turns import Scripted, Through, between_ms, in_turns, scripted, through
 
 SWAPS: Final = 6
-# A new process takes many times as long; one for each model is enough.
+# A swap by a new process takes many times as long; one for each model is enough.
 FRESH_SWAPS: Final = 2
 MODELS: Final = ("anisora", "phr00t")
 PROOF_SAMPLES: Final = 2
 
 
 def body_of(model: str) -> bytes:
-    """A small picture with the model's own number of steps: every weight of every transformer is read."""
+    """A small video with the model's own number of steps, so that every weight of every transformer is read."""
     size = {"width": 32, "height": 32, "num_frames": 9}
     return msgspec.json.encode({"model": model, "prompt": "a red fox in fresh snow", "seed": 7} | size)
 
 
 async def make_checkpoints(folder: Path) -> Path:
-    """Two pipelines of 680 to 830 MB in *folder*, and the settings that name them. Raises NotStarted."""
+    """Makes two pipelines of 720 to 850 MB in *folder*, and the settings that name them. Raises NotStarted."""
     command = (sys.executable, "-m", "tests.bench.peers.heavy", str(folder))
     made = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     _, printed = await made.communicate()
@@ -45,7 +45,7 @@ async def make_checkpoints(folder: Path) -> Path:
 
 
 async def measure(cores: Cores, *, rounds: int, say: Callable[[str], None]) -> Part:
-    """The swaps of worker and script in each round, in turns, then some new processes.
+    """Measures the swaps of worker and script in each round, in turn, then some new processes.
 
     Raises LoadFailed, also when the videos differ or a release was not proven; NotStarted.
     """
@@ -72,7 +72,8 @@ async def compare(
     fresh_swaps: int,
     say: Callable[[str], None],
 ) -> Part:
-    """As `measure`, of a service and a script that run; *start* gives a new one. Raises LoadFailed, NotStarted."""
+    """As `measure`, with a running service and a running script; *start* starts a new script. Raises LoadFailed,
+    NotStarted."""
     values = Values()
     ours: list[Through] = []
     theirs: list[Scripted] = []
@@ -113,7 +114,7 @@ async def compare(
 
 
 def require_proven(tasks: Iterable[GenerationTask]) -> None:
-    """Raises LoadFailed unless each of *tasks* was preceded by a swap whose release was proven, in the same host."""
+    """Raises LoadFailed unless a swap with a proven release, in the same host, preceded each of *tasks*."""
     for task in tasks:
         receipt = task.swap
         if receipt is None or receipt.how != "unloaded" or receipt.samples < PROOF_SAMPLES:

@@ -19,7 +19,7 @@ from tests.bench.rounds import Values, rotated
 from tests.bench.stacks import Stack
 
 ACCEPTED: Final = 202
-# Between two videos: what a service does after its answer is not to slow down the next one's start.
+# Between two videos: a service's work after its answer must not slow down the start of the next video.
 REST_S: Final = 0.02
 
 # A contender's name, and what makes one video.
@@ -27,28 +27,28 @@ Turn = tuple[str, Callable[[], Awaitable[None]]]
 
 
 class Through(Struct, frozen=True):
-    """A task that ended as done, and the seconds from just before its request to the answer that says so."""
+    """A task that is done, and the seconds from just before its request to the answer that reports it done."""
 
     task: GenerationTask
     seconds: float
 
 
 class Scripted(Struct, frozen=True):
-    """What a script made, and the seconds from just before it was asked to its answer."""
+    """What a script made, and the seconds from just before its request to its answer."""
 
     made: Made
     seconds: float
 
 
 class _Seen(Struct, frozen=True):
-    """The part of a client's answers about its task that is read here."""
+    """The part that is read here of a gateway's answers about a task."""
 
     status: TaskStatus
 
 
 async def through(stack: Stack, body: bytes) -> Through:
-    """Submits *body* and waits by a long-poll, on a connection that is open already. Raises LoadFailed for a task that
-    does not end as done."""
+    """Submits *body* and waits by a long-poll, on an open connection. Raises LoadFailed for a task that does not end as
+    done."""
     assert stack.link is not None
     line = await connect(stack.address)
     try:
@@ -58,7 +58,7 @@ async def through(stack: Stack, body: bytes) -> Through:
             raise LoadFailed(f"a task is not accepted: status {answer.status}, {answer.body.decode(errors='replace')}")
         task_id: str = msgspec.json.decode(answer.body)["id"]
         status = TaskStatus.PENDING
-        while not status.is_terminal:  # a wait of 60 s can end before the task, on a machine that is taken
+        while not status.is_terminal:  # on a busy machine, a wait of 60 s can end before the task
             ended = await line.ask(request("GET", f"/tasks/{task_id}?wait=60", stack.address))
             status = msgspec.json.decode(ended.body, type=_Seen).status
         seconds = time.perf_counter() - begun_s
@@ -73,7 +73,7 @@ async def through(stack: Stack, body: bytes) -> Through:
 async def scripted(script: Script, task: GenerationTask, *, since_s: float | None = None) -> Scripted:
     """The video of *task* by *script*, timed from *since_s* on (`time.perf_counter`), or from now.
 
-    Raises NotStarted, and LoadFailed where it is not the same video, byte for byte.
+    Raises NotStarted, and LoadFailed if the video is not the same, byte for byte.
     """
     begun_s = time.perf_counter() if since_s is None else since_s
     answer = await script.ask(msgspec.json.encode(Job(task.model, task.parameters)))
@@ -85,7 +85,7 @@ async def scripted(script: Script, task: GenerationTask, *, since_s: float | Non
 
 
 def between_ms(tasks: Iterable[GenerationTask], first: str, last: str) -> list[float]:
-    """From event *first* to event *last* of each of *tasks*, in milliseconds. Pure."""
+    """The times from event *first* to event *last* of each of *tasks*, in milliseconds. Pure."""
     found = []
     for task in tasks:
         at: dict[str, datetime] = {entry.event: entry.at for entry in task.timeline}
@@ -94,7 +94,7 @@ def between_ms(tasks: Iterable[GenerationTask], first: str, last: str) -> list[f
 
 
 class Found(Struct, frozen=True, kw_only=True):
-    """What service and script, in this order, used while they took turns."""
+    """What service and script, in this order, used during their turns."""
 
     names: tuple[str, str]
     used: tuple[Used, Used]
@@ -111,7 +111,7 @@ class Found(Struct, frozen=True, kw_only=True):
 
 
 async def in_turns(ours: Turn, theirs: Turn, stack: Stack, script: Script, *, times: int) -> Found:
-    """Both *times* times, one after the other, each first in every second turn."""
+    """Runs both *times* times, one after the other; each goes first in every second turn."""
     every = Watch((*stack.served, script), stack.brokers)
     watches = Watch(stack.served, stack.brokers), Watch((script,), ())
     for number in range(times):

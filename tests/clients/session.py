@@ -1,6 +1,6 @@
 """A whole job with the client that openapi-python-client generates: submit, wait, download, and errors.
 
-`python session.py URL KEY`, where `warmlane_generated` can be imported. It prints a line of JSON for each step.
+Run it as `python session.py URL KEY`, where `warmlane_generated` can be imported. It prints a JSON line for each step.
 """
 
 import hashlib

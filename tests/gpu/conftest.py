@@ -17,10 +17,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def numbers(request: pytest.FixtureRequest) -> Iterator[Numbers]:
-    """Written when all has run, if somebody wants it."""
+    """Collects the numbers, and writes them after the last test if `--write` names a file."""
     numbers = Numbers()
     yield numbers
-    # a run of the whole suite does not know the option
+    # in a run of the whole suite the option does not exist
     written = request.config.getoption("--write", default=None)
     if written is not None and not request.session.testsfailed:
         numbers.write(Path(written))
@@ -28,19 +28,19 @@ def numbers(request: pytest.FixtureRequest) -> Iterator[Numbers]:
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("card", marks=pytest.mark.gpu)])
 def where(request: pytest.FixtureRequest) -> Where:
-    """Both; the card's is skipped, with the reason, where there is none."""
+    """Both places; the card's tests are skipped, with the reason, where there is no card."""
     return on_cpu() if request.param == "cpu" else on_card()
 
 
 @pytest.fixture(scope="module")
 def scene(where: Where, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """The pipelines of the place."""
+    """The place with its pipelines."""
     return build(where, tmp_path_factory.mktemp(f"models-{where.kind}"))
 
 
 @pytest.fixture
 async def rogues(rogue_forks: None) -> AsyncIterator[ForkServer]:
-    """Its hosts behave well, unless a prompt says otherwise."""
+    """A fork server whose hosts behave well, unless a prompt says otherwise."""
     server = ForkServer(ROGUE_HOST, shared=fork_server_at(ROGUE_HOST))
     yield server
     await server.close()

@@ -14,12 +14,12 @@ PIECE_BYTES: Final = 64 << 20
 
 
 class CardTooFull(Exception):
-    """Less was free from the start than is to be left."""
+    """Less memory was free from the start than the filler is to leave."""
 
 
 def fill(free_bytes: Callable[[], int], take: Callable[[int], object], *, leave_bytes: int) -> list[object]:
-    """What *take* returned for each piece, which is to be kept: at most *leave_bytes* are free then, and no more than
-    one piece less. Raises CardTooFull."""
+    """Takes pieces until at most *leave_bytes* are free, and no more than one piece less. Returns what *take* returned
+    for each piece, which the caller has to keep. Raises CardTooFull."""
     kept: list[object] = []
     if free_bytes() < leave_bytes:
         raise CardTooFull(f"{free_bytes()} bytes are free, and {leave_bytes} are to be left: end what holds the card")
@@ -43,7 +43,7 @@ def main() -> None:
         assert reading is not None
         return reading.free_bytes
 
-    torch.empty(1, device="cuda")  # the context, before anything is reckoned
+    torch.empty(1, device="cuda")  # makes the context before the first reading
     kept = fill(free_bytes, lambda size: torch.empty(size, dtype=torch.uint8, device="cuda"), leave_bytes=leave_bytes)
     print(msgspec.json.encode({"pieces": len(kept), "free_bytes": free_bytes()}).decode(), flush=True)
     sys.stdin.read()

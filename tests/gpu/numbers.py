@@ -34,7 +34,7 @@ card, memory that is allocated outside torch, and CUDA's own words for out of me
 
 
 class Figure(Struct, frozen=True):
-    """One line: what was measured, and the value as a person reads it."""
+    """One line: what was measured, and its value as text."""
 
     what: str
     value: str
@@ -53,13 +53,13 @@ class Numbers:
             self._cards.add(device)
 
     def write(self, path: Path) -> None:
-        """The page, with what was measured now. Where that is nothing, the page stays as it is."""
+        """Writes the page with this run's figures. Without figures the page stays as it is."""
         if self._figures:
             path.write_text(page(self._figures, has_card=bool(self._cards)), encoding="utf-8")
 
 
 def page(figures: Mapping[str, Iterable[Figure]], *, has_card: bool) -> str:
-    """The whole of `docs/models/gpu.md`. Where no card was used it says so before anything else."""
+    """The whole of `docs/models/gpu.md`. If no card was used, the page says so first."""
     tables = [
         f"## {device}\n\n| what | measured |\n|---|---|\n"
         + "".join(f"| {figure.what} | {figure.value} |\n" for figure in found)

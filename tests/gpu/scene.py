@@ -1,6 +1,6 @@
-"""Where the scenarios of this folder play: on a card with pipelines of several GB, or on a CPU with several hundred MB.
+"""Where the scenarios of this folder run: on a card with pipelines of several GB, or on a CPU with several hundred MB.
 
-The scenarios are the same, so that on a machine without a card everything but the card is known to work.
+The scenarios are the same, so that a machine without a card proves that everything but the card works.
 """
 
 import os
@@ -21,12 +21,12 @@ from ops.machine.readings import MemoryProbe
 from tests.bench.peers.heavy import NARROW, WIDE, Shape, make_pipelines
 
 MODELS: Final = ("anisora", "phr00t")  # anisora has two transformers
-ROOM: Final = 1.2  # of one pipeline: what is free for the two of them
+ROOM: Final = 1.2  # times the larger pipeline: what is free for the two of them
 GIB: Final = 1 << 30
 
 
 class Where(Struct, frozen=True, kw_only=True):
-    """A slot, the pipelines that are made for it, and how much is tried there."""
+    """A slot, the pipelines that are made for it, and how much the scenarios do there."""
 
     kind: Literal["cpu", "card"]
     slot: str
@@ -80,7 +80,7 @@ class Scene(Struct, frozen=True, kw_only=True):
 
     @property
     def largest_bytes(self) -> int:
-        """The larger one of the pipelines."""
+        """The size of the larger pipeline."""
         return max(entry.checkpoint.expected_bytes for entry in self.models.values())
 
     @property
@@ -91,7 +91,7 @@ class Scene(Struct, frozen=True, kw_only=True):
         return room_bytes
 
     def probe(self) -> MemoryProbe:
-        """The product's own."""
+        """The product's own probe."""
         probe = probe_for(self.where.slot)
         assert probe is not None, "this machine does not report what a process holds"
         return probe
@@ -105,5 +105,5 @@ def build(where: Where, folder: Path) -> Scene:
 
 
 def filler_command(slot: str, leave_bytes: int) -> tuple[str, ...]:
-    """`tests/gpu/filler.py` as a process of its own: it has its own context, and nothing of what the worker has."""
+    """The command of `tests/gpu/filler.py`, a process of its own, with its own context and nothing of the worker's."""
     return (sys.executable, "-m", "tests.gpu.filler", slot, str(leave_bytes))

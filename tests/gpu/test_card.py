@@ -1,6 +1,6 @@
-"""One pipeline on a card at a time, proven by what the card says (FR-001..003, FR-019, SC-009); rehearsed on a CPU.
+"""One pipeline on a card at a time, proven by what the card reports (FR-001..003, FR-019, SC-009); rehearsed on a CPU.
 
-`make gpu-test` runs what needs a card, and docs/models/gpu.md keeps its numbers.
+`make gpu-test` runs the tests that need a card, and docs/models/gpu.md keeps their numbers.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from tests.kit.lanes import heartbeat_of
 from tests.kit.support import NatsServer, eventually, is_running, shared_forks
 from tests.kit.workers import WorkerProcess
 
-# Swaps of several GB from a cold disk; on a CPU nothing comes near.
+# For swaps of several GB from a cold disk; no test on a CPU comes near this time.
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("forks")]
 
 MB = 1_000_000
@@ -46,7 +46,7 @@ WITHIN_S = 300.0
 
 
 class Player:
-    """A residence on the slot of the scene, and what the slot's memory was before there was a host."""
+    """A residence on the slot of the scene, and the reading of the slot's memory from before there was a host."""
 
     def __init__(self, scene: Scene, fork_server: ForkServer, folder: Path, numbers: Numbers) -> None:
         self.scene, self.folder = scene, folder
@@ -69,13 +69,13 @@ class Player:
         self.before = self.read()
 
     def read(self) -> Reading:
-        """What is in use now."""
+        """The memory in use now."""
         reading = self.probe.read(self.host.pid)
         assert reading is not None
         return reading
 
     async def generate(self, model: str, prompt: str = "weights") -> float:
-        """Runs one task; the seconds to its first step."""
+        """Runs one task; returns the seconds to its first step."""
         begun_s, first_s = time.perf_counter(), 0.0
 
         def on_progress(progress: StepFinished) -> None:
@@ -97,7 +97,7 @@ class Player:
         return receipt
 
     def report(self, what: str, value: str) -> None:
-        """Kept for docs/models/gpu.md."""
+        """Keeps a figure for docs/models/gpu.md."""
         where = self.scene.where
         self._numbers.add(where.device, what, value, is_card=where.kind == "card")
 
@@ -110,7 +110,8 @@ async def player(scene: Scene, rogues: ForkServer, tmp_path: Path, numbers: Numb
 
 
 async def test_what_an_empty_host_holds(player: Player) -> None:
-    """The context. It counts as no leak, and what a release leaves beyond it is less than the noise of the probe."""
+    """An empty host holds the context, which counts as no leak. What a release leaves beyond it is less than the noise
+    of the probe."""
     await player.residence.open()
     context_bytes = player.read().used_bytes - player.before.used_bytes
     assert 0 < context_bytes < player.scene.where.context_max_bytes
@@ -134,7 +135,7 @@ async def test_what_an_empty_host_holds(player: Player) -> None:
 
 
 async def test_a_second_request_needs_no_load(player: Player) -> None:
-    """FR-019: what is resident is not touched, and the first step comes as soon as inference allows."""
+    """FR-019: the resident pipeline is not touched, and the first step comes as soon as inference allows."""
     await player.residence.open()
     begun_s = time.perf_counter()
     await player.ready("phr00t")
@@ -150,7 +151,7 @@ async def test_a_second_request_needs_no_load(player: Player) -> None:
 
 
 async def test_a_warm_lane_loads_once(scene: Scene, nats_server: NatsServer, link: NatsLink, tmp_path: Path) -> None:
-    """A lane as it is deployed, and its log: one load in its life."""
+    """The log of a lane as it is deployed: one load in its life."""
     (tmp_path / "models").symlink_to(scene.models_dir, target_is_directory=True)
     lane = WorkerProcess(
         "lane",
@@ -179,7 +180,7 @@ async def lane_is_warm(link: NatsLink) -> bool:
 
 
 async def done(link: NatsLink, task: GenerationTask) -> GenerationTask:
-    """*task*, placed and done."""
+    """Places *task*, and returns it when it is done."""
     ended = await becomes(link, await place(link, task), TaskStatus.DONE, TaskStatus.FAILED, within_s=WITHIN_S)
     assert ended.status is TaskStatus.DONE, ended.error
     return ended
@@ -231,7 +232,7 @@ async def test_two_models_take_turns_where_only_one_fits(
                     assert task.memory.cuda_allocated_bytes, "it ran on the card"
                 receipts.append(receipt)
             assert host_of(tmp_path, scene) == host
-            if scene.where.kind == "cpu":  # nothing fills a CPU's memory: the peak shows that there never were two
+            if scene.where.kind == "cpu":  # no filler on a CPU: the peak shows that there were never two
                 assert peak_bytes(host) < context_bytes + scene.room_bytes + empty.probe.absolute_bytes
             assert worker.log_lines("out_of_memory_so_once_more") == []
             assert {line["outcome"] for line in worker.log_lines("memory_after_cleanup")} == {"done"}
@@ -248,7 +249,7 @@ async def test_two_models_take_turns_where_only_one_fits(
 
 @asynccontextmanager
 async def only(scene: Scene, leave_bytes: int) -> AsyncIterator[int | None]:
-    """While the block runs, a process of its own holds all of the card but *leave_bytes*: what is free then."""
+    """Until the block ends, another process holds all of the card but *leave_bytes*. Yields what is free then."""
     if scene.where.kind == "cpu":
         yield None
         return
@@ -265,7 +266,7 @@ async def only(scene: Scene, leave_bytes: int) -> AsyncIterator[int | None]:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most that *pid* ever had resident."""
+    """The peak resident set size of *pid*."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return int(fields["VmHWM"].split()[0]) * 1024
@@ -273,7 +274,7 @@ def peak_bytes(pid: int) -> int:
 
 @pytest.mark.parametrize("leak", ["component", "memory"])
 async def test_a_leak_is_caught_and_the_host_killed(player: Player, leak: str) -> None:
-    """One that weak references see, and one that only a probe can see."""
+    """There are two leaks: one that weak references show, and one that only a probe can show."""
     await player.residence.open()
     await player.ready("anisora")
     pid = player.host.pid
@@ -296,7 +297,7 @@ async def test_a_leak_is_caught_and_the_host_killed(player: Player, leak: str) -
     ("misdeed", "code"), [("assert on the card", "inference_failed"), ("fill the card", "out_of_memory")]
 )
 async def test_what_a_card_says_when_it_breaks(player: Player, misdeed: str, code: str) -> None:
-    """In its own words; `tests/e2e/test_faults.py` has them from the libraries. The next task finds a good host."""
+    """The card's own texts; `tests/e2e/test_faults.py` has those of the libraries. The next task finds a good host."""
     if player.scene.where.kind == "cpu":
         pytest.skip("only a card breaks like that")
     await player.residence.open()
@@ -332,7 +333,7 @@ async def test_kill_9_gives_everything_back(player: Player) -> None:
     player.report("`kill -9` of a host", f"{gave:,.0f} MB back within {seconds:.2f} s")
 
 
-# What these scenarios stand on, and no card is needed for
+# The tools of these scenarios, which need no card
 
 
 async def test_the_filler_leaves_what_it_is_asked_to() -> None:

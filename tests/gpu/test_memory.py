@@ -1,4 +1,4 @@
-"""What torch and NVML report on a real card, and the snapshot that is left when it is full. Skipped without a card."""
+"""What torch and NVML report on a real card, and the snapshot that a full card leaves. Skipped without a card."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from tests.bench.peers.heavy import heavy_models, parameters_of
 
 PHR00T = load_settings().catalog("tiny").models["phr00t"]
 CONTEXT_MAX_BYTES = 2 * GIB
-# Takes all but 64 MB of what is free, until its input ends.
+# Takes all but 64 MB of the free memory, until its input ends.
 HOG = """
 import sys, torch
 free, _ = torch.cuda.mem_get_info()
@@ -48,7 +48,7 @@ def card() -> str:
 
 @asynccontextmanager
 async def host_on(card: str, folder: Path, models_dir: Path) -> AsyncIterator[Host]:
-    """A started pipeline host that keeps two snapshots: its allocator was asked for, and found (FR-010)."""
+    """A started pipeline host that keeps two snapshots. Its start has checked torch's allocator (FR-010)."""
     host = Host(slot=card, lock_dir=folder, models_dir=models_dir, oom_dir=folder / "oom", oom_snapshots=2)
     try:
         await host.start()

@@ -71,7 +71,7 @@ def test_an_option_holds_what_was_counted_makes_the_picture_and_leaves_nothing(
     assert torch.cuda.max_memory_allocated() - before_bytes <= counted.card_bytes + 64 * MB, "never whole on the card"
     if counted.pinned:
         locked_bytes = torch.cuda.host_memory_stats()["active_bytes.current"]
-        assert locked_bytes == pytest.approx(counted.host_bytes, rel=0.02)  # buffers are locked, too, and not counted
+        assert locked_bytes == pytest.approx(counted.host_bytes, rel=0.02)  # buffers are locked too, and not counted
     if checkpoint.offload == "none":
         assert resident_bytes == pytest.approx(counted.card_bytes, rel=0.05)
     for _ in range(3):  # the first run of a stream only learns the order of the layers

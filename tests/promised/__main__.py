@@ -1,4 +1,4 @@
-"""`python -m tests.promised` adds to `api.txt` what the API has now and did not promise yet. It takes nothing away."""
+"""`python -m tests.promised` adds to `api.txt` what the API has now and has not promised yet. It removes nothing."""
 
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ FILE: Final = Path(__file__).with_name("api.txt")
 
 
 def read() -> Surface:
-    """What is promised."""
+    """The promised surface."""
     lines = FILE.read_text().splitlines() if FILE.exists() else []
     return dict(line.split(": ", 1) for line in lines)
 

@@ -1,7 +1,7 @@
-"""What clients may rely on, read from an OpenAPI document, and what of it a later document no longer keeps. Pure.
+"""What clients may rely on, read from an OpenAPI document, and which of these promises a later document breaks. Pure.
 
-A surface is a flat table: each line names one thing and says what it is. A promise is kept as long as its line stands.
-Of what operators use, below `/admin`, only the names are in it.
+A surface is a flat table: each line names one thing and says what it is. A promise is kept as long as its line stays.
+Of the operators' part, below `/admin`, the table has only the names.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,11 +35,11 @@ def surface_of(document: dict[str, Any]) -> Surface:
 
 
 def broken(promised: Surface, found: Surface) -> list[str]:
-    """What *found* no longer keeps of *promised*, and what it newly demands of clients.
+    """The promises of *promised* that *found* breaks, and what *found* newly demands of clients.
 
-    1. A line is gone, or says something else, unless it says that clients may send more than before.
-    2. A line is new that says that clients have to send something, of an operation that was there, and not in a form of
-       its body that is new as well.
+    1. A line is gone, or has changed. A change that lets clients send more than before is allowed.
+    2. A new line demands that clients send something, in an operation that existed before. Within a form of the body
+       that is new as well, that is allowed.
     """
     gone = [
         f"{line}: {said}, now {found.get(line, 'gone')}"
@@ -59,7 +59,7 @@ def broken(promised: Surface, found: Surface) -> list[str]:
 
 
 def _takes_more(line: str, before: str, now: str) -> bool:
-    """Whether what clients may send at *line* is what they could send *before*, and more."""
+    """Whether clients may still send at *line* all that they could send *before*, or more."""
     is_sent = line.startswith(("body ", "parameter "))
     demands = now.endswith(_REQUIRED) and not before.endswith(_REQUIRED)
     kinds, more = (set(said.removesuffix(_REQUIRED).split(" or ")) for said in (before, now))
@@ -89,7 +89,7 @@ def _asked(document: dict[str, Any], name: str, operation: dict[str, Any]) -> It
 def _answered(name: str, operation: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for status, answer in operation["responses"].items():
         if int(status) >= 400:
-            continue  # a problem document, with a code that is promised by itself
+            continue  # a problem document, whose code is a promise of its own
         content = answer.get("content", {})
         yield f"answer {name} {status}", ", ".join(content) or "empty"
         for media_type, described in content.items():
@@ -120,7 +120,7 @@ def _schemas_in(node: Any) -> Iterator[str]:
 
 
 def _reached(document: dict[str, Any], names: Iterable[str]) -> list[str]:
-    """The schemas of *names*, and those that they are made of."""
+    """The schemas of *names*, and those that they refer to."""
     found: dict[str, None] = {}
     left = list(names)
     while left:
@@ -132,7 +132,7 @@ def _reached(document: dict[str, Any], names: Iterable[str]) -> list[str]:
 
 
 def type_of(schema: dict[str, Any]) -> str:
-    """The type of a value of *schema*, in words, without its limits, its default or the values of an enumeration."""
+    """The type of a value of *schema*, in words, without limits, default, or the values of an enumeration."""
     if "$ref" in schema:
         return str(schema["$ref"]).removeprefix(_SCHEMAS)
     for choice in ("oneOf", "anyOf"):

@@ -1,4 +1,4 @@
 """What Warmlane is measured against: each module is one HTTP service, started as `python -m tests.bench.peers.NAME`.
 
-The only modules of `ops` that import an HTTP framework. What they share with the gateway is how uvicorn is set up.
+With the gateway they share only the way in which uvicorn is set up.
 """

@@ -2,9 +2,9 @@
 
 `POST /generate` decodes the body, publishes the message and creates the record: the same bytes on the same subjects
 with the same headers as the gateway, in the same order, each after the ack of the one before. It checks nothing, knows
-no callers, routes nowhere, keeps no task in memory, and retries nothing.
+no callers, routes nothing, keeps no task in memory, and retries nothing.
 
-`GET /tasks/{id}` answers JSON that was put there before. `POST /refuse` does nothing, and says so with a constant 503.
+`GET /tasks/{id}` answers with JSON that was prepared before. `POST /refuse` does nothing, and answers a constant 503.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Accepted(Struct):
 
 
 class Bare:
-    """The service. *record* is one that a gateway stored: each task's bytes are these, with its own id."""
+    """The service. *record* is one that a gateway stored. Each task is stored as these bytes with its own id."""
 
     def __init__(self, record: bytes) -> None:
         self._record = record
@@ -75,7 +75,7 @@ class Bare:
         await self._client.close()
 
     async def accept(self, body: bytes) -> Accepted:
-        """Message, record."""
+        """Stores the message, then the record."""
         request = msgspec.json.decode(body, type=Body)
         task_id = str(uuid_utils.uuid7())
         stored = self._record.replace(self._id, task_id.encode())
@@ -94,7 +94,7 @@ class Bare:
         return Accepted(task_id, "pending")
 
     def app(self) -> Litestar:
-        """Its routes."""
+        """The application with its routes."""
 
         @post("/generate", status_code=202)
         async def generate(request: Request[Any, Any, Any]) -> Accepted:

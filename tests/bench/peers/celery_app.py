@@ -1,7 +1,7 @@
 """FastAPI + Celery + Redis, as its users run it: the handler calls `delay`, a worker runs the task.
 
-Settings that count: tasks are acked late, so that a worker's death loses none; no result backend, so that a publish is
-one write. Redis stores with `appendonly yes`.
+Settings that matter: tasks are acked late, so that a worker's death loses none. There is no result backend, so that a
+publish is one write. Redis stores with `appendonly yes`.
 """
 
 import os
@@ -26,11 +26,11 @@ app = FastAPI(openapi_url=None)
 
 @celery.task(name="generate")
 def generate(request: dict[str, object], published_ns: int) -> None:
-    """The task: it reports that it began."""
+    """The task, which reports that it began."""
     report_started(published_ns)
 
 
-# not `async`: `delay` blocks, and one that blocks the loop gets a fifth less done than FastAPI's threads do
+# not `async`: `delay` blocks, and a handler that blocks the event loop serves a fifth less than FastAPI's threads do
 @app.post(PATH, status_code=202)
 def accept(body: Body) -> Accepted:
     """Queues the task; Redis has it when this returns."""

@@ -1,9 +1,9 @@
 """The bare script that tasks are measured against: it calls the pipeline in its own process, and writes the video.
 
-No queue, no record, no second process, no proof: `python -m tests.bench.peers.direct SETTINGS MODELS VIDEO` reads a
-`Job` per line and answers each with a `Made`. The pipeline of the last job stays; for one of another model it is
-dropped, collected, its memory given back, and the other loaded, as whoever wants to keep clear of two at once
-would write it.
+It has no queue, no record, no second process and no proof. `python -m tests.bench.peers.direct SETTINGS MODELS VIDEO`
+reads a `Job` per line and answers each with a `Made`. The pipeline of the last job stays resident. For a job of another
+model the script drops and collects the pipeline, gives its memory back, and loads the other one. An author who wants to
+avoid two pipelines at once would write it so.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ from tests.bench.jobs import Job, Made
 
 def main() -> None:
     settings, models_dir, video = map(Path, sys.argv[1:])
-    torch.set_num_threads(1)  # as the pipeline host
+    torch.set_num_threads(1)  # as in the pipeline host
     for logging in (diffusers.utils.logging, transformers.utils.logging):
         logging.set_verbosity_error()
         logging.disable_progress_bar()

@@ -1,6 +1,5 @@
-"""Pipelines of several hundred MB with random weights, made on the spot: big enough to be seen in resident memory.
-
-Or of several GB for a card, with layers of the width that the real models have.
+"""Pipelines of several hundred MB with random weights, made on the spot: big enough to show in resident memory. For a
+card they have several GB, and layers as wide as those of the real models.
 
 `python -m tests.bench.peers.heavy FOLDER` makes them, and settings that name them.
 """
@@ -25,7 +24,7 @@ from lane_worker.pipelines.tiny import RECIPE, ensure_tiny_pipeline
 
 
 class Shape(Struct, frozen=True, kw_only=True):
-    """What the layers of a transformer look like, and how they are stored. *shard_bytes* is the most for one file."""
+    """The layers of a transformer, and how they are stored. *shard_bytes* is the most for one file."""
 
     heads: int
     ffn_dim: int
@@ -42,13 +41,13 @@ TIMEOUTS: Final = {"load_s": 60, "step_s": 60, "total_s": 120}
 
 
 def make_heavy(models_dir: Path) -> Path:
-    """The packaged settings, with a checkpoint of 720 to 850 MB for each model of the profile `tiny`: a file in
-    *models_dir*, beside the checkpoints. Both are made if absent (10 s)."""
+    """A file with the packaged settings, with a checkpoint of 720 to 850 MB for each model of the profile `tiny`. It is
+    in *models_dir*, beside the checkpoints. Both are made if absent (10 s)."""
     return make_pipelines(models_dir, LAYERS, NARROW)
 
 
 def make_pipelines(models_dir: Path, layers: Mapping[str, int], shape: Shape) -> Path:
-    """As `make_heavy`, with so many *layers* of *shape* in each transformer of each model."""
+    """As `make_heavy`, with this many *layers* of *shape* in each transformer of each model."""
     settings = models_dir / SETTINGS
     if settings.is_file():
         return settings
@@ -60,7 +59,7 @@ def make_pipelines(models_dir: Path, layers: Mapping[str, int], shape: Shape) ->
         folder = models_dir / f"heavy-{name}"
         _build(entry.checkpoint, layers[name], shape, folder)
         tiny = text["models"][name]["profiles"]["tiny"]
-        # The recipe stays, and lies in the folder: a lane makes an image for what turns one into a video.
+        # The recipe stays, and is in the folder: a lane makes an image for a model that turns images into videos.
         tiny["checkpoint"] |= {"folder": folder.name, "dtype": shape.dtype, "expected_bytes": weights_bytes(folder)}
         tiny["timeouts"] = TIMEOUTS
     settings.write_text(json.dumps(text))
@@ -68,7 +67,7 @@ def make_pipelines(models_dir: Path, layers: Mapping[str, int], shape: Shape) ->
 
 
 def weights_bytes(folder: Path) -> int:
-    """What the weights of the pipeline in *folder* take on disk, and in memory where no dtype is changed."""
+    """The size of the weights of the pipeline in *folder*, on disk and, unless their dtype changes, in memory."""
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
 
 
@@ -78,7 +77,7 @@ def heavy_models(models_dir: Path) -> dict[str, ModelEntry]:
 
 
 def parameters_of(entry: ModelEntry, prompt: str = "weights") -> GenerationParameters:
-    """A small picture with the model's own number of steps: every weight of every transformer is read."""
+    """A small video with the model's own number of steps, so that every weight of every transformer is read."""
     steps = entry.constraints.steps.fixed
     assert steps is not None
     return GenerationParameters(
@@ -109,7 +108,7 @@ def _build(checkpoint: Checkpoint, layers: int, shape: Shape, folder: Path) -> N
             default = torch.get_default_dtype()
             torch.set_default_dtype(
                 getattr(torch, shape.dtype)
-            )  # and not made in float32 first: that takes twice as much
+            )  # not made in float32 first, which takes twice as much memory
             try:
                 wide = diffusers.WanTransformer3DModel.from_config({**tiny.config, **width, "num_layers": layers})
             finally:

@@ -1,4 +1,4 @@
-"""How each peer is served: by uvicorn as the gateway sets it up, less the gateway's own bounds on connections."""
+"""How each peer is served: by uvicorn as the gateway sets it up, without the gateway's own limits on connections."""
 
 import os
 from typing import Any, Final
@@ -7,7 +7,7 @@ import uvicorn
 import uvloop
 
 HOST: Final = "127.0.0.1"
-# The same everywhere: what a task is made of beside its prompt.
+# The same path for every peer.
 PATH: Final = "/generate"
 
 
@@ -36,7 +36,7 @@ def serve(app: Any) -> None:
         from granian.constants import HTTPModes, Interfaces, Loops
         from granian.server import Server
 
-        # one worker, which is a process of its own; it loads the application by this process's own means
+        # one worker, a process of its own, which loads the application as this process does
         Server(
             "tests.bench.peers.bare",
             address=HOST,

@@ -5,7 +5,8 @@ import time
 
 
 def report_started(published_ns: int) -> None:
-    """The task that was about to be published at *published_ns* runs since just now; both are `time.time_ns`."""
+    """Reports that the task has just begun. It was about to be published at *published_ns*; both times are
+    `time.time_ns`."""
     started_ns = time.time_ns()
     with open(os.environ["BENCH_STARTED"], "a") as file:
         file.write(f"{published_ns} {started_ns}\n")

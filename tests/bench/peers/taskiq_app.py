@@ -20,7 +20,7 @@ broker = PullBasedJetStreamBroker(os.environ.get("BENCH_NATS_URL", ""), queue="g
 
 @broker.task(task_name="generate")
 async def generate(request: dict[str, object], published_ns: int) -> None:
-    """The task: it reports that it began."""
+    """The task, which reports that it began."""
     report_started(published_ns)
 
 

@@ -1,7 +1,7 @@
 """FastAPI + taskiq-nats, and a record of each task in a KV bucket: what `taskiq_app` leaves out of an acceptance.
 
-Message first, then record, each acked, as Warmlane does it; both with what taskiq-nats and nats-py offer for it. A
-client can ask for a task by its id. The worker is that of `taskiq_app`.
+It stores the message first, then the record, and waits for each ack, as Warmlane does. Both use what taskiq-nats and
+nats-py offer for it. A client can ask for a task by its id. The worker is that of `taskiq_app`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ BUCKET = "records"
 
 
 class Record(BaseModel):
-    """What is stored of a task."""
+    """What the peer stores of a task."""
 
     id: str
     status: str
