@@ -1,4 +1,4 @@
-"""Fixtures of hosts, their slots, and published files. What imports torch is imported by the fixture that needs it."""
+"""Fixtures of hosts, their slots, and published files. A fixture imports itself what imports torch."""
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -68,7 +68,7 @@ def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
 
 @pytest.fixture(scope="session")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tokenizer as it would be published."""
+    """The folder of a tokenizer in its published form."""
     from tests.kit.small_checkpoints import tokenizer
 
     return tokenizer(tmp_path_factory.mktemp("tiny") / "tiny")
@@ -76,7 +76,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def anisora(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
-    """What `publish_anisora` makes, to be read only."""
+    """The folder from `publish_anisora`. Tests must only read it."""
     from tests.kit.published import publish_anisora
 
     return publish_anisora(tmp_path_factory.mktemp("anisora"), tokens)
@@ -84,7 +84,7 @@ def anisora(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def phr00t(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
-    """What `publish_phr00t` makes, to be read only."""
+    """The folder from `publish_phr00t`. Tests must only read it."""
     from tests.kit.published import publish_phr00t
 
     return publish_phr00t(tmp_path_factory.mktemp("phr00t"), tokens)
@@ -92,7 +92,7 @@ def phr00t(tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def as_published(phr00t: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file in the types of Phr00t's v9 and v10, in a folder with the tokenizer; to be read only."""
+    """A file in the types of Phr00t's v9 and v10, in a folder with the tokenizer. Tests must only read it."""
     from lane_worker.pipelines.load import load_pipeline
     from tests.kit.published import PHR00T
     from tests.kit.small_checkpoints import as_phr00t_publishes, checkpoint, published, write_all_in_one

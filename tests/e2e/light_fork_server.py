@@ -1,7 +1,7 @@
-"""A fork server whose hosts know no torch (`python -m tests.e2e.light_fork_server SOCKET`, or FD).
+"""A fork server whose hosts do not import torch (`python -m tests.e2e.light_fork_server SOCKET`, or FD).
 
-Everything but the hosts is the product's own. A host "loads" what it is told to, and fills its memory then where the
-name of its slot says so, before it answers or after.
+Everything but the hosts is the product's own. A host "loads" the model that the worker names. If the name of its slot
+says so, it then fills its memory, before or after its answer.
 """
 
 import importlib.abc
@@ -31,7 +31,7 @@ from lane_worker.pipelines import forkserver
 
 
 def child_main(pipe: socket.socket, request: Fork) -> NoReturn:
-    """Says that it is ready, answers pings, and "loads"."""
+    """Reports that it is ready, answers pings, and "loads"."""
     os.write(2, f"a host for {request.slot}\n".encode())
     pipe.sendall(frame(Ready(os.getpid())))
     while head := pipe.recv(LENGTH.size, socket.MSG_WAITALL):
@@ -55,12 +55,12 @@ def _fill_memory() -> None:
         held.append(b"x" * 10_000_000)
 
 
-# Both import torch and what is built on it.
+# Both import torch and libraries built on it.
 REPLACED: Final = ("lane_worker.pipelines.child", "lane_worker.pipelines.preload")
 
 
 class Child(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """The import of the hosts' code, which takes as long as the test wants."""
+    """The import of the hosts' code, which lasts until the test ends it."""
 
     def find_spec(self, name: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(name, self) if name in REPLACED else None

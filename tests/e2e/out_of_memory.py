@@ -1,7 +1,7 @@
 """A worker without torch whose pipeline hosts reach the memory limit of their cgroup (`… CGROUP FOLDER`): one while the
-worker waits for its answer, another while nobody waits for anything. It prints what it says of each.
+worker waits for its answer, another while the worker waits for nothing. It prints what the worker reports of each.
 
-A process of its own, because all of them are in the cgroup.
+This is a process of its own, because worker and hosts are all in the cgroup.
 """
 
 import asyncio

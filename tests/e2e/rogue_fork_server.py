@@ -1,4 +1,4 @@
-"""A fork server whose children misbehave, as the slot's name says, once they have "loaded". They know no torch.
+"""A fork server whose children misbehave, as the slot's name says, once they have "loaded". They do not import torch.
 
 Run as `python -m tests.e2e.rogue_fork_server FD`. For children that run real pipelines see `tests/kit/rogue_host.py`.
 """
@@ -56,7 +56,7 @@ def main() -> None:
                 os._exit(0)
             while True:
                 time.sleep(1)  # ignores Exit and the end of the pipe
-        for descriptor in descriptors:  # it never tells what a child ended with
+        for descriptor in descriptors:  # it never reports how a child ended
             os.close(descriptor)
         control.sendall(PID.pack(pid))
 

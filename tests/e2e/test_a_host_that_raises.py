@@ -1,5 +1,5 @@
-"""A pipeline host in which an unexpected error is raised: the worker's log has the traceback, and whoever waits for an
-answer gets one. `tests/kit/rogue_host.py` acts as the broken device."""
+"""A pipeline host in which an unexpected error is raised: the worker's log has the traceback, and a caller that waits
+for an answer gets one. `tests/kit/rogue_host.py` acts as the broken device."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,5 +1,5 @@
-"""`make overload`, `make failover`, `make regression`, `make soak` and `make panel`, shortened: all that they judge,
-except how long things take and what grows.
+"""`make overload`, `make failover`, `make regression`, `make soak` and `make panel`, shortened. The tests judge what
+these judge, except durations and growth.
 
 `make swap` is in `test_heavy_swaps.py`, which makes the heavy pipelines anyway.
 """
@@ -38,27 +38,27 @@ WAIT_LIMIT_S = 6.0
 
 
 def test_an_overload_of_ten_times_the_capacity_is_refused_in_order(tmp_path: Path) -> None:
-    """SC-007, SC-008, SC-009. In the order that decides more; the limits are those of the queue, whatever its order."""
+    """SC-007, SC-008, SC-009, with the order that decides more. The limits are those of the queue in any order."""
     settings = settings_file(tmp_path, wait_limit_s=WAIT_LIMIT_S)
     slowed = ("--step-seconds", "0.05", "--degraded-order", "swap-aware")
     options = ("--lanes", "anisora=0,phr00t=0", *slowed, "--settings", str(settings))
     up = UpProcess(tmp_path, *options, **shared_forks())
     try:
         up.start()
-        # on a busy machine ten times as much can be too little for 25 to wait before the first wait is over
+        # on a busy machine ten times the capacity can be too little for 25 tasks to wait before the first wait is over
         places_per_s = 2 * DEGRADED_MAX_MSGS / WAIT_LIMIT_S
         seen = asyncio.run(overload(up, times=10, seconds=9, console=QUIET, at_least_per_s=places_per_s))
     finally:
         up.stop()
     assert {answer.limit for answer in seen.answers} == {"", "depth", "wait"}
     missed = [verdict for verdict in judge_overload(seen, wait_limit_s=WAIT_LIMIT_S) if not verdict.passed]
-    # the time of an answer depends on the machine too; the record has the time that a task waited in the queue
+    # the time of an answer also depends on the machine; the record has the time that a task waited in the queue
     timed = ("longest held answer", *(verdict.what for verdict in missed if "p99" in verdict.what))
     assert [verdict.what for verdict in missed if verdict.what not in timed] == [], missed
 
 
 def test_a_lane_that_dies_unnoticed_fails_no_request(tmp_path: Path) -> None:
-    """FR-021 b, and back: nothing but its silence shows the death, and no request fails for it."""
+    """FR-021 b, and back: only the lane's silence shows its death, and no request fails because of it."""
     window_s = 4.0
     settings = settings_for(tmp_path, window_s, lease_s=2.0, lease_renew_s=0.5)
     up = UpProcess(tmp_path, "--settings", str(settings), **shared_forks())

@@ -1,6 +1,6 @@
 """`make chaos` for a minute.
 
-That its checker can fail is shown by `tests/unit/drills/test_checker.py` on histories, and by `make chaos-plants` on
+`tests/unit/drills/test_checker.py` shows on histories that its checker can fail, and `make chaos-plants` shows it on
 systems.
 """
 
@@ -29,7 +29,7 @@ async def test_forty_five_seconds_of_chaos_break_no_invariant(tmp_path: Path) ->
     assert summary.violations == []
     assert (summary.lost, summary.doubled) == (0, 0)
     assert summary.faults + summary.skipped == FAULTS
-    # or the run has proven nothing
+    # else the run has proven nothing
     assert summary.tasks > 100
     assert {"done", "storage_failed", "cancelled"} <= set(summary.ends), summary.ends
     assert min(len(history.queues), len(history.hosts), len(history.calls)) > 20

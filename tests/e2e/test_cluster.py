@@ -63,7 +63,7 @@ async def test_replicas_are_three_where_the_setting_says_so(cluster: Cluster, cl
     for name in WANT.names:
         info = await js_of(cluster_link).stream_info(name)
         assert info.config.num_replicas == 3
-    assert await differences(cluster_link, WANT) == []  # nobody asked for it: the operator decides
+    assert await differences(cluster_link, WANT) == []  # the operator decides: by itself nothing is replicated
     check = ["--nats-url", cluster.url, "--keep", f"{KEEP_S:g}s", "--check", "--replicas"]
     same = await asyncio.to_thread(CliRunner().invoke, command, [*check, "3"])
     assert (same.exit_code, same.output) == (0, "nothing to do: the server matches\n")
@@ -122,7 +122,7 @@ async def fork_server() -> AsyncIterator[SharedForkServer]:
 async def test_a_killed_leader_under_load_loses_no_accepted_task(
     cluster: Cluster, cluster_link: NatsLink, fork_server: SharedForkServer, tmp_path: Path, nats_server: NatsServer
 ) -> None:
-    """No accepted task is lost or done twice, watches go on, and a single server restores the cluster's backup."""
+    """No accepted task is lost or done twice, and watches go on. A single server restores the cluster's backup."""
     gateway = Gateway(cluster.address, tmp_path)
     link = await NatsLink.connect(cluster.url, name="lane")
     lane = Lane(link, load_settings().catalog("tiny"), tmp_path, fork_server=fork_server)
@@ -143,7 +143,7 @@ async def test_a_killed_leader_under_load_loses_no_accepted_task(
             async def accepts(count: int) -> None:
                 async def look() -> bool:
                     if sending.done():
-                        await sending  # raises why
+                        await sending  # raises the reason
                     return len(load.accepted) >= count
 
                 await eventually(look, within_s=60)
@@ -180,7 +180,7 @@ async def test_a_killed_leader_under_load_loses_no_accepted_task(
 async def test_a_cluster_without_a_majority_answers_nobody(
     cluster: Cluster, cluster_link: NatsLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last test: it leaves one server of three."""
+    """This is the last test, because it leaves one server of three."""
     pull = await cluster_link.messages.pull(DEGRADED, WORK_CONSUMER)
     for name in ("n1", "n2"):
         cluster.nodes[name].kill()
@@ -195,7 +195,7 @@ async def test_a_cluster_without_a_majority_answers_nobody(
 
 
 async def fetch_without_leader(pull: Pull, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A consumer without a leader is not called missing, and a lane is well while an election may still go on."""
+    """The log does not call a consumer without a leader missing, and a lane stays well while an election may go on."""
     with capture_logs() as lines:
         while not any(line["event"] == "fetch_failed" for line in lines):
             assert await pull.fetch() == []

@@ -1,4 +1,4 @@
-"""The tables by which published files are converted: each agrees with diffusers, transformers and the Wan authors."""
+"""The tables by which `prepare` converts published files agree with diffusers, transformers and the Wan authors."""
 
 import inspect
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.kit.published import ANISORA
 
 @pytest.mark.parametrize("wanted", published_layouts(), ids=lambda wanted: f"{wanted.model}-{wanted.variant}")
 def test_every_parameter_of_the_production_models_has_one_source(wanted: Layout) -> None:
-    """It is the source that diffusers' own conversion names."""
+    """The source is the one that diffusers' own conversion names."""
     conversions = {
         "WanTransformer3DModel": convert_wan_transformer_to_diffusers,
         "WanVACETransformer3DModel": convert_wan_transformer_to_diffusers,

@@ -1,4 +1,4 @@
-"""The commands of README and docs, run as a newcomer pastes them, and their answers compared with the real ones."""
+"""The commands of README and docs, run as a newcomer pastes them. The answers in the text must match the real ones."""
 
 import asyncio
 import json
@@ -54,9 +54,9 @@ def steps(document: Path) -> list[Step]:
 
 
 def run_all(commands: list[str], folder: Path, url: str, environment: Mapping[str, str] | None = None) -> list[str]:
-    """What each command prints, all of them run by one shell, so that variables last. Fails when one fails.
+    """What each command prints. One shell runs all of them, so that variables last. Raises if one fails.
 
-    The *environment* says where the system is, if the address that is replaced by *url* is not all of it.
+    *url* replaces the documents' address. *environment* says where the system is; by default, `WARMLANE_URL` does.
     """
     script = ["set -e"]
     for number, command in enumerate(commands):
@@ -74,7 +74,7 @@ def run_all(commands: list[str], folder: Path, url: str, environment: Mapping[st
 
 
 def same_keys(shown: Any, real: Any, place: str = "$") -> None:
-    """Both have the same keys and types, and lists the same number of entries; what is null may be filled in."""
+    """Asserts that both have the same keys and types, and lists of the same length; a null may have a value instead."""
     if isinstance(shown, dict) and isinstance(real, dict):
         assert list(shown) == list(real), place
         for key in shown:
@@ -109,7 +109,7 @@ def test_the_commands_of_a_document_answer_as_it_shows(document: Path, system: U
             for key in ("status", "code", "title", "detail", "errors"):  # a reader relies on these
                 assert shown.get(key) == real.get(key), step.command
         else:
-            # the last line: of events, a fast reader sees more than a slow one
+            # the last line only: a fast reader sees more events than a slow one
             assert without_numbers(output).splitlines()[-1:] == without_numbers(step.shown).splitlines()[-1:], step
     for name in re.findall(r"(?:-so|--out) (\S+\.mp4)", "\n".join(step.command for step in wanted)):
         with av.open(str(tmp_path / name)) as container:
@@ -123,7 +123,7 @@ def test_a_key_leads_to_the_id_that_is_shown(system: UpProcess, tmp_path: Path) 
 
 
 ELSEWHERE: Final = {
-    # of a machine behind a proxy that is down just now, and of a terminal that shows ASCII alone
+    # a machine behind a proxy that is down, and a terminal that shows only ASCII
     "ALL_PROXY": "socks5://127.0.0.1:9",
     "HTTP_PROXY": "http://127.0.0.1:9",
     "http_proxy": "http://127.0.0.1:9",
@@ -149,8 +149,8 @@ FIRST_DAY: Final = (
 
 @pytest.mark.timeout(300)
 def test_the_first_day_works_with_other_ports_names_and_locales(tmp_path: Path) -> None:
-    """Other ports, names that are not ASCII or not UTF-8, a proxy in the environment and an odd locale: no option is
-    needed, since `up` says in its folder where it is; and nothing ends in a traceback."""
+    """Other ports, names that are not ASCII or not UTF-8, a proxy in the environment and an odd locale. No command
+    needs an option, since `up` writes its address into its folder, and none ends in a traceback."""
     folder = tmp_path / "dəğerler"
     folder.mkdir()
     (tmp_path / ".curlrc").write_text('noproxy = "127.0.0.1"\n')
@@ -195,7 +195,7 @@ async def test_what_the_documented_nats_commands_name_exists(system: UpProcess) 
                 entry = await link.entries.get(bucket, key)
                 return entry is not None and bool(entry.value)
 
-            await eventually(is_there)  # the degraded worker begins when the lanes are warm
+            await eventually(is_there)  # the degraded worker starts when the lanes are warm
         assert (await js_of(link).stream_info(bucket_stream(TASKS))).config.max_msgs_per_subject == 4
         assert (await js_of(link).stream_info(bucket_stream(LANES))).config.name
     finally:

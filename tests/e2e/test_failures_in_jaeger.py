@@ -1,4 +1,4 @@
-"""Each way in which a task fails, made for real, and what the real Jaeger shows of it: the table of
+"""Causes each way in which a task fails, and checks what the real Jaeger shows of it: the table of
 docs/operate/observability.md, line by line."""
 
 import contextlib
@@ -127,7 +127,7 @@ def parents(span: Any) -> list[str]:
 
 
 def failures(spans: list[Any]) -> str:
-    """The spans that failed, as the table has them; each has its status, `error.type` and the exception, all alike."""
+    """The failed spans in the form of the table. The status, `error.type` and exception of each must agree."""
     found = []
     for span in spans:
         tags = span["tags"]
@@ -149,7 +149,7 @@ def exceptions(span: Any) -> list[tuple[str, str]]:
     return [(log["exception.type"], name) for log in logs if log.get("event") == "exception"]
 
 
-# ── what is done ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the failures ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def ended(scene: Scene, task_id: str) -> list[Any]:
@@ -246,7 +246,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def documented() -> dict[str, str]:
-    """What the table says of each case."""
+    """The line of the table for each case."""
     table = DOCS.read_text().split("<!-- failures -->")[1]
     return dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|$", table, re.MULTILINE)[1:])
 

@@ -45,7 +45,7 @@ def test_every_row_has_a_sample_and_a_name_of_its_own() -> None:
 
 
 def test_a_prompt_quoted_in_an_error_is_no_failure_of_the_device() -> None:
-    """Otherwise anybody who may send a prompt could make a lane load again."""
+    """Otherwise any client that may send a prompt could make a lane reload."""
     for sample in SAMPLES.values():
         quoted = ValueError(f"cannot tokenize {sample.make()}")
         assert not inference_fault(quoted).fatal

@@ -1,4 +1,4 @@
-"""Swaps of pipelines that resident memory shows, and what each part of a swap takes (FR-002, SC-009)."""
+"""Swaps of pipelines big enough to show in resident memory, and the time of each part of a swap (FR-002, SC-009)."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a task on a slot ends with: its receipt, its memory line, and each failure of its host (FR-008, SC-003)."""
+"""How a task on a slot ends: its receipt, its memory line, and each failure of its host (FR-008, SC-003)."""
 
 import asyncio
 import threading
@@ -48,7 +48,7 @@ async def test_a_task_that_swapped_carries_the_receipt(yard: Yard, tmp_path: Pat
     assert first.swap.first_step_s is not None
     assert 0 < first.swap.first_step_s <= first.inference_s
     assert isinstance(second, Succeeded)
-    assert second.swap is None  # it was resident
+    assert second.swap is None  # the model was resident
     assert lines == [("done", False), ("done", False)]
 
 
@@ -168,7 +168,7 @@ async def test_a_missing_checkpoint_is_named_in_the_log_only(yard: Yard, tmp_pat
 
 
 async def test_the_memory_line_reports_the_card(yard: Yard, card: FakeNvml, tmp_path: Path, measured: Measured) -> None:
-    """The worker reads the card, also when the host is gone. The task's record has the same figures."""
+    """The worker reads the card, even when the host is gone. The task's record has the same figures."""
     slot = yard.slot(tmp_path, probe=nvml(), rogue=True)
     await slot.residence.open()
     await slot.ready("phr00t")

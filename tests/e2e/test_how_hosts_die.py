@@ -1,4 +1,4 @@
-"""What a worker says of a pipeline host that was killed: by somebody, or by the kernel because memory ran out."""
+"""What a worker logs about a pipeline host that was killed by a signal, or by the kernel because memory ran out."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ def host_on(slot: str, server: ForkServer, folder: Path) -> Host:
 
 
 async def died(host: Host, doing: Awaitable[object]) -> str:
-    """What the log says of *host*, which dies after *doing*, while nobody waits for a message of it."""
+    """What the log says of *host*, which dies after *doing*, while the worker waits for no message from it."""
     with capture_logs() as lines:
         await doing
         await eventually(lambda: asyncio.sleep(0, any(line["event"] == "pipeline_host_died" for line in lines)))
@@ -59,7 +59,7 @@ async def test_the_end_of_a_host_that_is_to_end_is_not_logged(server: ForkServer
             host = host_on("cpu-0", server, tmp_path)
             await host.start()
             await getattr(host, end)()
-        dead = host_on("cpu-0", server, tmp_path)  # whose end is logged after what there would be of the others
+        dead = host_on("cpu-0", server, tmp_path)  # its end would be logged after any line about the others
         pid = (await dead.start()).pid
         os.kill(pid, signal.SIGKILL)
         await eventually(lambda: asyncio.sleep(0, any(line.get("pid") == pid and "error" in line for line in lines)))

@@ -58,7 +58,7 @@ def test_a_request_becomes_a_playable_video(model: str, system: UpProcess) -> No
     with Image.open(io.BytesIO(thumbnail.content), formats=["WEBP"]) as picture:
         assert picture.size == (64, 96)
     assert (done["worker"], done["attempt"], done["route"]) == (f"{model}-0", 1, "lane")
-    # once, by whoever did it, and the page of the gateway has it; a worker counts what it has stored
+    # counted once, by the process that ended the task, and shown on the gateway's page; a worker counts after storing
     eventually_sync(lambda: system.counted("warmlane_tasks_finished_total", outcome="done") == counted + 1)
     assert [entry["event"] for entry in done["timeline"]] == [
         "accepted",
@@ -73,7 +73,7 @@ def test_a_request_becomes_a_playable_video(model: str, system: UpProcess) -> No
 def test_the_video_is_that_of_the_pipeline_called_directly(
     model: str, system: UpProcess, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """Whatever stands between HTTP and the pipeline changes not one byte."""
+    """Nothing between HTTP and the pipeline changes a byte."""
     from lane_worker.pipelines.load import load_pipeline, run_pipeline  # imports torch, which only this test needs
     from lane_worker.pipelines.video import write_video
 
@@ -109,7 +109,7 @@ def test_an_image_with_a_valid_header_only_ends_as_invalid_input(system: UpProce
 
 
 def test_every_generation_leaves_a_memory_line(system: UpProcess) -> None:
-    """SC-003, FR-009: figures and ids, no prompt."""
+    """SC-003, FR-009: the line has figures and ids, but no prompt."""
     for model in MODELS:
         done = system.ended(system.submit(model=model, prompt="canary-7f3a")["id"])
         (line,) = system.memory_lines(done["id"])
@@ -145,7 +145,7 @@ def test_processes_show_their_role_and_model(system: UpProcess) -> None:
 
 
 def test_the_lane_process_never_imports_torch_and_stays_small(system: UpProcess) -> None:
-    """The supervisor is a process of its own: what torch maps is not in it.
+    """The lane is a process of its own, into which torch maps nothing.
 
     Its imports alone take 49 MB on Python 3.11 and 55 MB on 3.14. Torch would add some 250 MB.
     """
@@ -159,7 +159,7 @@ def test_the_lane_process_never_imports_torch_and_stays_small(system: UpProcess)
 
 
 def test_twenty_alternating_requests(system: UpProcess) -> None:
-    """SC-001 and SC-005 as far as a machine without a card can show them: 20 of 20, none for lack of memory."""
+    """SC-001 and SC-005 as far as a machine without a card can show them: 20 of 20, none out of memory."""
     ended: list[dict[str, Any]] = [
         system.ended(system.submit(model=MODELS[number % 2], num_frames=9)["id"]) for number in range(20)
     ]

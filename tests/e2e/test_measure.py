@@ -66,7 +66,7 @@ def test_counting_each_shape_once_gives_the_total_of_all_blocks(tiled: bool, mon
 
 
 def test_a_size_at_720p_without_tiles() -> None:
-    """Counted by others for the same classes: 18.84 GB and 13.91 GB."""
+    """An independent count for the same classes gave 18.84 GB and 13.91 GB."""
     size = ["--width", "1280", "--height", "720", "--num-frames", "81"]
     result = CliRunner().invoke(command, ["measure", "anisora", *size, "--no-vae-tiling", "--json"])
     assert result.exit_code == 0, result.output
@@ -100,7 +100,7 @@ def test_a_wrong_request_to_measure_is_refused(arguments: list[str], words: str)
 
 def test_the_packaged_activation_bytes_are_those_that_are_counted() -> None:
     anisora, phr00t = map(entry, MODELS)
-    # one count of the VAE does for both: it is the same one, and Phr00t's largest sizes are no smaller than AniSora's
+    # one count of the VAE serves both: the VAE is the same, and Phr00t's largest sizes are no smaller than AniSora's
     sizes = largest_sizes(phr00t.constraints)
     assert layout("phr00t").components[-1].config == layout("anisora").components[-1].config
     assert sizes[0] == largest_sizes(anisora.constraints)[0]
@@ -156,7 +156,7 @@ def test_the_tables_of_the_documentation_show_the_counted_figures(rows: list[Ser
 
 
 def test_a_card_of_80_gb_is_refused_what_does_not_fit_without_tiles(components: dict[str, Components]) -> None:
-    """All steps would run, and the decode would run out of memory: 18.84 GB, counted, beside 69.14 GB of weights."""
+    """All steps would run, but the decode would run out of memory: a count of 18.84 GB beside 69.14 GB of weights."""
     room_bytes = CARDS[80] - DRIVER_BYTES
     packaged = entry("anisora").checkpoint
     whole = replace(packaged, vae_tiling=False, activation_bytes=math.ceil(18.84e9))
@@ -167,7 +167,7 @@ def test_a_card_of_80_gb_is_refused_what_does_not_fit_without_tiles(components: 
 
 
 def test_pinned_memory_is_counted_block_by_block(components: dict[str, Components]) -> None:
-    """68.64 GB are moved. Rounded up to powers of two as torch does by itself, they would take half as much again."""
+    """68.64 GB are moved. Rounded up to powers of two, which is torch's default, they would take half as much again."""
     checkpoint = replace(entry("anisora").checkpoint, offload="group")
     wanted = need(components["anisora"], checkpoint, on_card=True)
     assert wanted.pinned

@@ -1,4 +1,4 @@
-"""What the pipeline host reports of memory, and what it leaves behind when a card is full: all that needs no card."""
+"""What the pipeline host reports of memory, and what it leaves when a card is full, as far as that needs no card."""
 
 import os
 import pickle
@@ -66,7 +66,7 @@ def test_torch_documents_every_figure() -> None:
 
 
 def test_a_reading_of_an_earlier_version_is_still_one() -> None:
-    """In the records of tasks that ended before the update."""
+    """The records of tasks that ended before the update have such readings."""
     before = b'{"rss_bytes": 7, "cuda_allocated_bytes": 3, "cleanup_s": 0.5}'
     reading = msgspec.json.decode(before, type=MemoryReading)
     assert reading == MemoryReading(rss_bytes=7, cuda_allocated_bytes=3, cleanup_s=0.5)
@@ -104,9 +104,9 @@ def _refuse(*_: object) -> int:
 
 
 def test_the_allocator_setting_is_read_back_from_torch() -> None:
-    """In a process of its own, since torch reads the variables once; with a name that it does not know.
+    """In a process of its own, because torch reads the variables only once; with a name that torch does not know.
 
-    The CPU build takes such a name and ignores it; the CUDA build refuses it by itself. Both end as ours.
+    The CPU build accepts such a name and ignores it; the CUDA build refuses it. Both end in Warmlane's own error.
     """
     environment = host_environment(os.environ) | dict.fromkeys(NAMES, "expandable_segment:True")
     code = "from lane_worker.pipelines.allocation import check_allocator; check_allocator('cpu')"
@@ -150,7 +150,7 @@ def test_segments_that_the_driver_does_not_support_are_refused() -> None:
 
 
 def snapshot_of(*, size: int = 64 * MIB) -> dict[str, Any]:
-    """One as torch describes it, with what must not come out of it."""
+    """A snapshot as torch makes it, with content that must not get into the file."""
     ours = {"filename": f"{ROOT}/lane_worker/pipelines/load.py", "line": 12, "name": "load_pipeline", "prompt": "a fox"}
     theirs = {"filename": f"{os.path.dirname(torch.__file__)}/nn/modules/linear.py", "line": 134, "name": "forward"}
     frames = [theirs, ours, {"filename": "/secret/place/run.py", "line": 1, "name": "<module>"}]
@@ -208,7 +208,7 @@ def test_torch_reads_a_cleaned_snapshot() -> None:
 
 
 def test_a_stack_is_kept_once() -> None:
-    """A history of 20,000 events has some hundred places."""
+    """A history of 20,000 events has some hundred different stacks."""
     many = snapshot_of()
     one = many["device_traces"][0][0]
     many["device_traces"][0] = [one | {"addr": number} for number in range(2_000)]
@@ -218,7 +218,7 @@ def test_a_stack_is_kept_once() -> None:
 def test_the_newest_snapshots_are_kept_for_their_owner_alone(tmp_path: Path) -> None:
     folder = tmp_path / "oom"
     folder.mkdir()
-    (folder / "oom-19990101T000000.000000Z-anisora-1.part").touch()  # of a process that was killed
+    (folder / "oom-19990101T000000.000000Z-anisora-1.part").touch()  # left by a process that was killed
     (folder / "notes.txt").touch()
     snapshots = OomSnapshots(folder, kept=2)
     written = [Path(snapshots.dump("../ani sora", snapshot_of)) for _ in range(4)]
@@ -235,7 +235,7 @@ def test_a_snapshot_that_another_host_is_writing_is_let_be(tmp_path: Path) -> No
     faster: list[str] = []
 
     class Frames(list[object]):
-        """Whoever reads it is overtaken."""
+        """Another host writes a snapshot while these frames are being written."""
 
         def __reduce__(self) -> tuple[type[list[object]], tuple[()]]:
             faster.append(snapshots.dump("phr00t", snapshot_of))
@@ -243,7 +243,7 @@ def test_a_snapshot_that_another_host_is_writing_is_let_be(tmp_path: Path) -> No
 
     written = slow._write("anisora", {"segments": Frames()})
     assert written.exists()
-    assert [Path(path).exists() for path in faster] == [False]  # one is kept, the last that was finished
+    assert [Path(path).exists() for path in faster] == [False]  # one is kept, the one that was finished last
 
 
 def test_the_folder_is_its_owners(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""`make observe` as a test: every line of the table in docs/operate/observability.md is caused and seen, and traces of
-what was done are looked at span by span (design §11)."""
+"""`make observe` as a test: it causes and sees every line of the table in docs/operate/observability.md, and checks the
+traces of what was done span by span (design §11)."""
 
 import asyncio
 import re
@@ -100,7 +100,7 @@ def test_the_gateways_own_page_agrees_with_the_collector(stage: Stage, page: dic
 
 
 def test_the_page_has_every_process_and_what_each_counts(stage: Stage, page: dict[str, Any]) -> None:
-    """The one target of the machine has all that dashboards and alerts ask for, each reported by its owner alone."""
+    """The machine's one target has all series that dashboards and alerts need. Only its owner reports each series."""
     for metric in CATALOGUE.values():
         family = page[metric.prometheus_name.removesuffix("_total")]
         roles = {sample.labels["job"].removeprefix(JOB_PREFIX) for sample in family.samples}
@@ -119,7 +119,7 @@ def test_the_page_has_every_process_and_what_each_counts(stage: Stage, page: dic
 
 
 def test_what_was_counted_once_adds_up(stage: Stage) -> None:
-    """Every task that was accepted ended once, by whoever ended it; every generation has its memory line."""
+    """Every accepted task ended once, whichever process ended it. Every generation has its memory line."""
     accepted = stage.collector.counted("warmlane.requests.accepted")
     assert (
         stage.collector.counted("warmlane.tasks.finished")
@@ -127,7 +127,7 @@ def test_what_was_counted_once_adds_up(stage: Stage) -> None:
         == stage.collector.counted("warmlane.task.duration")
     )
     lines = [line for line in stage.lines() if line["event"] == "memory_after_cleanup"]
-    # the last words of a process that is killed are in its log, and in nobody's metrics
+    # the last lines of a killed process are in its log, but no metrics count them
     counted = stage.collector.counted("warmlane.memory.cleanups")
     assert len(lines) - 1 <= counted <= len(lines)
 
@@ -143,7 +143,7 @@ def test_the_clocks_of_one_machine_agree(stage: Stage) -> None:
 
 
 def trace_of(stage: Stage, task: str) -> list[str]:
-    """The trace of a task as paths from its root, each with who was there and what failed, sorted."""
+    """The trace of a task as paths from its root, each with its process and its failure, sorted."""
     task_id = next(step.tasks[task] for step in stage.steps.values() if task in step.tasks)
     (root,) = [
         span for span in stage.collector.spans if span.name == ROOT and span.attributes.get("task.id") == task_id
@@ -165,7 +165,7 @@ def trace_of(stage: Stage, task: str) -> list[str]:
 
 
 def operation(span: SeenSpan) -> str:
-    """Its name, without the stream that a message went through."""
+    """The name of *span*, without the stream of its message."""
     return re.sub(r" (LANE_\w+|DEGRADED)$", "", span.name)
 
 
@@ -198,7 +198,7 @@ TRACES = {
     "lane": [*accepted(), *served("lane", *FINISHED)],
     "degraded": [*accepted(), *served("degraded", *SWAPPED, *FINISHED)],
     "swapped": [*accepted(), *served("degraded", *SWAPPED, *FINISHED)],
-    # FR-021 c: nobody claimed it at first; the degraded worker had its model already
+    # FR-021 c: no lane claimed the task; the degraded worker already had its model
     "rerouted": [
         *accepted(),
         *below(ROOT, "gateway", "reroute", "reroute > publish"),
@@ -211,7 +211,7 @@ TRACES = {
     ],
     "requeued": [
         *accepted(),
-        # the lane was killed: whoever found that out reports its attempt
+        # the lane was killed: the process that notices the loss reports its attempt
         *below(ROOT, "gateway", "process !worker_lost", "requeue", "requeue > publish"),
         *served("degraded", *FINISHED),
     ],
@@ -230,7 +230,7 @@ def test_a_task_is_one_trace(stage: Stage, task: str) -> None:
     """From its request to its end, through NATS, the worker and what its pipeline host reported."""
     found = trace_of(stage, task)
     perhaps = [f"{ROOT} > hold (gateway)"]  # unless the worker was faster than the answer
-    if task == "requeued":  # a worker that is killed takes with it what it has not sent
+    if task == "requeued":  # a killed worker loses the spans that it has not exported
         perhaps += below(ROOT, "lane", *WAITED)
     assert [line for line in found if line not in perhaps] == sorted(TRACES[task])
 
@@ -239,7 +239,7 @@ def test_a_request_that_waited_too_long_is_one_failed_trace(stage: Stage) -> Non
     ended = f"{ROOT} > expire !queue_overloaded"
     found = [line for line in trace_of(stage, "overloaded") if not line.startswith(ended)]
     assert found == sorted([*accepted("hold", error=" !error")])
-    # whoever was first: a sweeper, the held request itself, or the worker that took it too late
+    # one of three ends it first: a sweeper, the held request itself, or the worker that took the task too late
     assert len(trace_of(stage, "overloaded")) == len(found) + 1
 
 
@@ -265,7 +265,7 @@ def jaeger(stage: Stage) -> Jaeger:
 
 @pytest.mark.tools
 def test_jaeger_warns_of_nothing(jaeger: Jaeger) -> None:
-    """Neither of clocks, nor of a span without its parent, nor of one that came twice."""
+    """No warning about clocks, a span without its parent, or a span that came twice."""
     assert warnings_of(jaeger) == []
 
 
@@ -296,7 +296,7 @@ def test_jaeger_finds_a_task_by_its_id_its_model_and_its_failure(stage: Stage, j
 
 @pytest.mark.tools
 def test_warmlane_trace_prints_what_a_killed_lane_left(stage: Stage, jaeger: Jaeger) -> None:
-    """By the id of the task, and by that of its trace, which the API answers."""
+    """By the id of the task, and by the id of its trace, which the API returns."""
     task_id = stage.steps["lost lane"].tasks["requeued"]
     trace_id = stage.up.task(task_id)["trace_id"]
     for wanted in (task_id, trace_id):
@@ -376,7 +376,7 @@ def test_the_receipt_of_a_swap_is_on_its_spans(stage: Stage) -> None:
 
 def test_a_refusal_by_depth_names_what_was_full(stage: Stage) -> None:
     full = [span for span in stage.collector.spans if operation(span) == "publish" and span.error == "StreamFull"]
-    # a queue that was full a moment ago refuses the next request without being asked, so without this span
+    # a gateway refuses a request without asking a queue that was full a moment ago, so without this span
     assert 1 <= len(full) <= stage.collector.value("warmlane.requests.overloaded", limit="depth")
     requests = {span.trace_id: span for span in stage.collector.spans if span.name == REQUEST}
     for span in full:

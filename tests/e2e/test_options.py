@@ -52,7 +52,7 @@ def catalog() -> Catalog:
 
 @pytest.fixture(scope="module")
 def plain_frames(catalog: Catalog, models_dir: Path) -> dict[str, Frames]:
-    """What each model makes without any option."""
+    """The frames of each model without any option."""
     return {model: frames(load_pipeline(options(catalog, model), models_dir, device="cpu")) for model in MODELS}
 
 
@@ -133,7 +133,7 @@ def test_the_packaged_figures_are_those_of_the_published_shapes() -> None:
 def test_hooks_change_no_frame_and_leave_nothing_alive(
     catalog: Catalog, models_dir: Path, plain_frames: dict[str, Frames], model: str, changes: dict[str, Any]
 ) -> None:
-    """Design §7: what `_unload` in the pipeline host does is enough, whatever hooks there are; also after a run."""
+    """Design §7: `_unload` in the pipeline host is enough for all hooks, also after a run."""
     expected = plain_frames[model]
     pipeline = load_pipeline(options(catalog, model, **changes), models_dir, device="cpu")
     made = frames(pipeline)
@@ -198,12 +198,13 @@ def test_a_backend_makes_the_same_picture(catalog: Catalog, models_dir: Path, ba
     pipeline = load_pipeline(options(catalog, "anisora", attention_backend=backend), models_dir, device="cpu")
     for transformer in (pipeline.transformer, pipeline.transformer_2):
         assert {block.attn1.processor._attention_backend.value for block in transformer.blocks} == {backend}
-    if backend != "_native_efficient":  # a CPU has none
+    if backend != "_native_efficient":  # a CPU does not have this one
         assert np.abs(frames(pipeline).astype(int) - expected.astype(int)).max() <= 8
 
 
 def test_a_backend_does_not_become_that_of_the_next_model(catalog: Catalog, models_dir: Path) -> None:
-    """diffusers makes it the default of the process; in the degraded worker the next model is loaded there."""
+    """diffusers makes the backend the default of the process, and the degraded worker loads the next model in the same
+    process."""
     load_pipeline(options(catalog, "anisora", attention_backend="_native_cudnn"), models_dir, device="cpu")
     following = load_pipeline(options(catalog, "phr00t"), models_dir, device="cpu")
     assert _AttentionBackendRegistry.get_active_backend()[0] == AttentionBackendName.NATIVE
@@ -228,7 +229,7 @@ def test_every_scheduler_of_the_settings_runs_with_its_shift(
         pipeline = load_pipeline(options(catalog, "phr00t", scheduler=wanted), models_dir, device="cpu")
         assert type(pipeline.scheduler).__name__ == kind
         pair.append(frames(pipeline, steps=4))
-        # its state is dropped, and it draws nothing past the seed
+        # the scheduler drops its state, and draws nothing but by the seed
         assert np.array_equal(frames(pipeline, steps=4), pair[-1])
     assert not np.array_equal(pair[0], pair[1])
 
@@ -245,7 +246,7 @@ def test_a_scheduler_takes_the_flow_for_a_flow_whatever_the_folders_was(catalog:
 
 
 def test_the_steps_of_phr00t_lie_where_its_authors_workflow_puts_them(catalog: Catalog, models_dir: Path) -> None:
-    """In the tiny profile too, whatever the folder's own scheduler would have done."""
+    """In the tiny profile too, whatever scheduler the folder has."""
     production = load_settings().catalog("production").models["phr00t"].checkpoint
     tiny = options(catalog, "phr00t")
     assert tiny.scheduler == production.scheduler == BETA
@@ -313,7 +314,7 @@ def test_a_suffix_follows_the_prompt_of_the_pipeline_alone() -> None:
 @pytest.mark.parametrize("kind", get_args(SchedulerKind))
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0, 12.0])
 def test_the_fewest_steps_of_a_warm_up_come_to_both_experts(kind: SchedulerKind, shift: float) -> None:
-    """Each has steps of its own; the warm-up counts on all of them by one rule."""
+    """Each expert has steps of its own. The warm-up finds the fewest steps for both by one rule."""
     anisora = load_settings().catalog("production").models["anisora"].checkpoint
     sigmas: tuple[Literal["even", "beta"], ...] = ("even",)
     if kind == "FlowMatchEulerDiscreteScheduler":
@@ -331,7 +332,7 @@ def test_the_fewest_steps_of_a_warm_up_come_to_both_experts(kind: SchedulerKind,
 
 
 def test_a_host_can_rehearse_whatever_the_options_are(tmp_path: Path) -> None:
-    """ADR 0029: one that cannot would take what its first task takes for a leak."""
+    """ADR 0029: a host without a rehearsal would take the memory of its first task for a leak."""
     production = load_settings().catalog("production").models["anisora"].checkpoint
     changes: list[dict[str, Any]] = [
         {"pipeline": "WanPipeline", "vae_tiling": True},

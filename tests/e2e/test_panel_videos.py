@@ -44,7 +44,7 @@ async def panel(browser: Browser, system: UpProcess) -> AsyncIterator[Panel]:
 
 
 async def plays(panel: Panel, n: int = 0) -> None:
-    """The page's video *n* has frames, and comes forward."""
+    """Returns when the page's video *n* has frames, and has advanced."""
     video = panel.page.locator("video").nth(n)
     await expect(video).to_be_visible()
     await panel.page.wait_for_function(
@@ -64,7 +64,7 @@ async def test_a_first_video_from_a_clean_page(panel: Panel) -> None:
         await panel.sent.first.get_by_role("button", name="Download").click()
     content = Path(await (await download.value).path()).read_bytes()
     assert content[4:8] == b"ftyp"
-    assert panel.answers == []  # not one request failed, and the policy was never broken: `panel_in`
+    assert panel.answers == []  # no request failed; `panel_in` checks that the policy was not broken
 
 
 async def test_a_held_video_shows_the_change_of_model_that_it_needed(panel: Panel) -> None:
@@ -127,7 +127,7 @@ async def test_again_with_the_same_seed_and_a_new_one_side_by_side(panel: Panel,
 
 
 async def test_every_copied_request_runs(panel: Panel, system: UpProcess, tmp_path: Path) -> None:
-    """As it stands in the page: in a shell, in Python and in Node."""
+    """Each copied text runs unchanged: in a shell, in Python and in Node."""
     await panel.open()
     await panel.choose(WARM)
     await panel.prompt.fill('it\'s a fox, "quoted" & $HOME')
@@ -162,7 +162,7 @@ def count_of(system: UpProcess) -> int:
 
 @pytest.mark.parametrize("look", ["dark", "phone"])
 async def test_pictures_of_every_view(browser: Browser, system: UpProcess, tmp_path: Path, look: str) -> None:
-    """For people to look at, in the test's folder."""
+    """Pictures in the test's folder, for people to look at."""
     prompts = ("a lighthouse at dusk, waves", "a cat in a window")
     done = [system.ended(system.submit(prompt=prompt)["id"]) for prompt in prompts]
     options = {"viewport": PHONE} if look == "phone" else {"color_scheme": "dark"}
@@ -191,7 +191,7 @@ async def test_pictures_of_every_view(browser: Browser, system: UpProcess, tmp_p
 
 
 async def test_a_killed_gateway_comes_back(panel: Panel, system: UpProcess) -> None:
-    """`warmlane up` starts another one; the page goes on by itself."""
+    """`warmlane up` starts another gateway, and the page goes on by itself."""
     await panel.open()
     os.kill(system.find("gateway"), signal.SIGKILL)
     await expect(panel.page.locator(".away")).to_be_visible()

@@ -78,7 +78,7 @@ async def test_the_seed_decides_the_bytes_in_every_process(
 async def test_a_video_equals_the_one_of_the_pipeline_called_directly(
     hosts: dict[str, Host], module_workshop: Workshop, model: str, tmp_path: Path
 ) -> None:
-    # imported here: it takes seconds, and only this test needs torch in its own process
+    # imported here: the import takes seconds, and only this test needs torch in its own process
     import diffusers
     import torch
 
@@ -160,7 +160,7 @@ async def test_the_operators_suffix_follows_the_prompt(
 
 
 async def test_a_host_reports_and_survives_running_out_of_memory(hosts: dict[str, Host], tmp_path: Path) -> None:
-    # more than an address space holds, so that it fails at once on any machine
+    # larger than an address space, so that the allocation fails at once on any machine
     huge = parameters(width=16 << 20, height=16 << 20)
     outcome = await hosts["phr00t"].generate(request(tmp_path, huge), ignore)
     assert isinstance(outcome, Failed)

@@ -57,8 +57,8 @@ async def test_a_cancelled_host_runs_the_next_task(workshop: Workshop, tmp_path:
             host.cancel(progress.task_id)
 
     assert isinstance(await host.generate(request(tmp_path), cancel_at_two), Cancelled)
-    assert seen in ([0, 1, 2], [0, 1, 2, 3])  # at most the step that was running
-    host.cancel("task")  # it has ended: no effect on the next one of this name
+    assert seen in ([0, 1, 2], [0, 1, 2, 3])  # at most the running step is finished
+    host.cancel("task")  # the task has ended: no effect on the next one of this name
     await finished(host, request(tmp_path))
 
 
@@ -115,7 +115,7 @@ async def test_a_host_that_hangs_is_killed_and_its_health_ages(workshop: Worksho
     assert outcome == TimedOut("task", "step_s", 2.5, None)
     assert host.pid is None
     await asyncio.to_thread(all_end, [pid])
-    assert max(ages) > 2.5  # no answer came while it was stopped
+    assert max(ages) > 2.5  # no answer came while the host was stopped
 
     assert (await host.start()).unfinished is not None
     await host.load(CATALOG.models["phr00t"])
@@ -131,7 +131,7 @@ async def test_a_load_that_overruns_is_killed(workshop: Workshop) -> None:
 
 async def test_pings_are_answered_during_an_inference(hosts: dict[str, Host], tmp_path: Path) -> None:
     host = hosts["anisora"]
-    # seconds of work in which the interpreter is asked for its lock
+    # seconds of work during which a thread wants the interpreter's lock
     long = parameters("anisora", width=128, height=128, num_frames=33)
     running = asyncio.create_task(finished(host, request(tmp_path, long)))
     answers, last_s = 0, host.health_age_s
@@ -250,14 +250,14 @@ async def test_a_killed_worker_leaves_no_process_and_no_lock(workshop: Workshop,
     host_pid, server_pid, has_torch, rss_kb = json.loads(await worker.stdout.readline())
     assert not has_torch
     assert rss_kb < 60 * 1024
-    # a fork server of its own is as deaf to a terminal's Ctrl-C as the fork of a shared one
+    # a worker's own fork server ignores a terminal's Ctrl-C, as the fork of a shared one does
     assert os.getpgid(server_pid) != os.getpgid(worker.pid)
     assert ignores(server_pid, signal.SIGINT)
 
     worker.kill()
     try:
         await asyncio.to_thread(all_end, [host_pid, server_pid])
-    finally:  # if that failed, nothing else would end them
+    finally:  # after a failure nothing else would end them
         for pid in (host_pid, server_pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -280,7 +280,7 @@ async def test_a_slot_serves_one_host_at_a_time(workshop: Workshop) -> None:
     holder, rival = workshop.host(), workshop.host()
     await holder.start()
     with pytest.raises(SlotTaken, match="cpu-0") as refusal:
-        await rival.start(term=99)  # no leader, of whatever term, ends a lane
+        await rival.start(term=99)  # no leader of any term ends a lane
     assert refusal.value.holder is not None
     assert refusal.value.holder.pid == holder.pid
     assert rival.pid is None
@@ -312,7 +312,7 @@ HASTY = Workshop.entry("phr00t", step_s=0.3, load_s=0.3)
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def rogue(tmp_path: Path) -> AsyncIterator[Callable[[str], Host]]:
-    """Makes hosts; the name of a slot says how its child misbehaves."""
+    """A function that makes hosts; the name of a slot says how its child misbehaves."""
     server = ForkServer([sys.executable, "-m", "tests.e2e.rogue_fork_server"])
     hosts: list[Host] = []
 

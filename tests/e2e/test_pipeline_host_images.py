@@ -1,4 +1,4 @@
-"""The image that a request gives to a pipeline host: what it decides, and which ones the host refuses (design §7)."""
+"""The image that a request gives to a pipeline host: its effect, and which images the host refuses (design §7)."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What reaches a pipeline of an image and of a text, in this process."""
+"""What a pipeline gets of an image and of a text, in this process."""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +17,7 @@ from lane_worker.pipelines.inputs import BadInput, fitted, read_image
 from lane_worker.pipelines.load import load_pipeline, run_pipeline
 from tests.kit.records import small_parameters
 
-# What a pipeline is given for an image
+# What a pipeline gets for an image
 
 
 def vace(catalog: Catalog, *, experts: Any = 1) -> Checkpoint:
@@ -33,7 +33,7 @@ def pixels(width: int = 32, height: int = 32, *, seed: int = 5) -> Image.Image:
 
 
 def as_wan_sees(image: Image.Image) -> torch.Tensor:
-    """From -1 to 1, as the authors make it."""
+    """*image* with values from -1 to 1, as the authors convert it."""
     return torch.from_numpy(np.array(image, np.float32)).permute(2, 0, 1) / 255 * 2 - 1
 
 
@@ -51,10 +51,10 @@ def calls_of(pipeline: Any, method: str, monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 def test_an_image_reaches_the_vae_as_it_is(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the size of the frame: diffusers neither scales it again nor takes its range for another."""
+    """An image of the frame's size: diffusers does not scale it again, and does not misread its range."""
     pipeline = load_pipeline(catalog.models["anisora"].checkpoint, tmp_path, device="cpu")
     prepared = calls_of(pipeline, "prepare_latents", monkeypatch)
-    bright = Image.new("RGB", (48, 32), (255, 250, 200))  # nothing in it is below the middle
+    bright = Image.new("RGB", (48, 32), (255, 250, 200))  # no value is below the middle
     for image in (pixels(48, 32), bright):
         run_pipeline(pipeline, msgspec.structs.replace(small_parameters(steps=1), width=48), image, lambda _: None)
         assert torch.allclose(prepared.pop()[0][0], as_wan_sees(image), atol=1e-6)
@@ -63,7 +63,7 @@ def test_an_image_reaches_the_vae_as_it_is(catalog: Catalog, tmp_path: Path, mon
 def test_vace_is_given_a_first_frame_and_grey_behind_it(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As its authors' annotator `firstframe` makes it: what is black in the mask is kept, what is white is made."""
+    """As its authors' annotator `firstframe` does: VACE keeps what is black in the mask, and makes what is white."""
     pipeline = load_pipeline(vace(catalog), tmp_path, device="cpu")
     prepared = calls_of(pipeline, "prepare_video_latents", monkeypatch)
     bright = Image.new("RGB", (48, 32), (255, 250, 200))
@@ -80,7 +80,7 @@ def test_vace_is_given_a_first_frame_and_grey_behind_it(
 def test_vace_without_an_image_is_a_pipeline_of_text(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its VACE blocks have no say: the transformer without them makes the same video, of the same prompt and seed."""
+    """Its VACE blocks have no effect: a transformer without them makes the same video from the same prompt and seed."""
     pipeline = load_pipeline(vace(catalog), tmp_path, device="cpu")
     plain = load_pipeline(catalog.models["phr00t"].checkpoint, tmp_path, device="cpu")
     shared = {name: value for name, value in pipeline.transformer.state_dict().items() if not name.startswith("vace_")}
@@ -99,7 +99,7 @@ def test_vace_without_an_image_is_a_pipeline_of_text(
 def test_vace_makes_videos_of_text_and_of_images(
     catalog: Catalog, experts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decoded latents differ: the tiny VAE makes nearly the same frames of nearly any latents."""
+    """The test compares the decoded latents, because the tiny VAE makes nearly the same frames from any latents."""
     checkpoint = msgspec.structs.replace(vace(catalog, experts=experts), boundary_ratio=0.9 if experts == 2 else None)
     pipeline = load_pipeline(checkpoint, tmp_path, device="cpu")
     decoded = calls_of(pipeline.vae, "decode", monkeypatch)
@@ -114,7 +114,7 @@ def test_vace_makes_videos_of_text_and_of_images(
     first = [made(None), made(one), made(other), made(None, seed=2), made(one, seed=2)]
     assert len({latents for latents, _ in first}) == 5
     made(one, count=1)
-    # and loaded anew, from what is on the disk
+    # and loaded again, from the files on disk
     pipeline = load_pipeline(checkpoint, tmp_path, device="cpu")
     decoded = calls_of(pipeline.vae, "decode", monkeypatch)
     assert [made(None), made(one)] == first[:2]
@@ -124,12 +124,12 @@ def test_vace_makes_videos_of_text_and_of_images(
 def test_a_negative_prompt_is_read_above_cfg_1_only(
     catalog: Catalog, pipeline_class: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the API's description says of it: at 1 there is one pass a step, and the prompt alone is encoded."""
+    """As the API's description says: at 1 there is one pass a step, and only the prompt is encoded."""
     checkpoint = msgspec.structs.replace(vace(catalog), pipeline=pipeline_class, folder=pipeline_class)
     pipeline = load_pipeline(checkpoint, tmp_path, device="cpu")
     passes = calls_of(pipeline.transformer, "forward", monkeypatch)
     encoded = calls_of(pipeline.text_encoder, "forward", monkeypatch)
-    # the tiny VAE makes the same frames of nearly the same latents
+    # the tiny VAE makes the same frames from nearly the same latents
     decoded = calls_of(pipeline.vae, "decode", monkeypatch)
 
     def latents(cfg: float, negative_prompt: str) -> tuple[bytes, int, int]:
@@ -154,7 +154,8 @@ def test_an_image_is_never_silently_left_out(catalog: Catalog, tmp_path: Path) -
 
 
 def test_the_frame_is_close_to_what_the_authors_resize() -> None:
-    """Their bicubic filter has other weights and no averaging, seen in fine and much shrunk parts (ADR 0022)."""
+    """The authors' bicubic filter has other weights and does not average, which shows in fine parts and in images that
+    shrink much (ADR 0022)."""
     x, y = np.meshgrid(np.linspace(0, 6, 200), np.linspace(0, 4, 150))
     drawn = np.stack([np.sin(x) * np.cos(y), np.cos(x + y), np.sin(x * y / 4)], axis=-1)
     image = Image.fromarray(((drawn + 1) * 127.5).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""What runs inside the pipeline host, called in this process: folders, frames, images, faults, files."""
+"""The code of the pipeline host, called in this process: folders, frames, images, faults, files."""
 
 import errno
 import hashlib
@@ -47,7 +47,7 @@ def test_every_way_to_load_gives_the_same_weights(
     for name in load_variants.VARIANTS[1:]:
         monkeypatch.setattr(modeling_utils, load_variants.PARALLEL, name.startswith("parallel"))
         loaded = load_variants.load(name, folder, "cpu")
-        is_plain = isinstance(loaded, dict)  # as it is in the files
+        is_plain = isinstance(loaded, dict)  # the tensors as they are in the files
         found, expected = (loaded, plain.state_dict()) if is_plain else (loaded.state_dict(), wanted)
         assert found.keys() == expected.keys(), name
         assert all(torch.equal(found[key], expected[key]) for key in expected), name
@@ -104,7 +104,7 @@ def test_a_tiny_pipeline_is_the_same_wherever_it_is_built(catalog: Catalog, tmp_
     torch.manual_seed(2)
     ensure_tiny_pipeline(found, weights, tmp_path / "b" / "tiny")
     assert digest(tmp_path / "a" / "tiny") == digest(tmp_path / "b" / "tiny")
-    assert os.listdir(tmp_path / "a") == ["tiny"]  # nothing temporary stays
+    assert os.listdir(tmp_path / "a") == ["tiny"]  # no temporary file stays
 
 
 def test_a_tiny_pipeline_is_built_once_and_again_for_another_recipe(catalog: Catalog, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_pipeline_that_was_dropped_is_gone(catalog: Catalog, model: str, tmp_p
 
 
 def test_one_view_of_one_weight_is_still_alive(catalog: Catalog, tmp_path: Path) -> None:
-    """It has no name of the pipeline's, and pins the weight all the same."""
+    """The pipeline has no name for the view, but the view pins the weight all the same."""
     pipeline = load_pipeline(catalog.models["phr00t"].checkpoint, tmp_path, device="cpu")
     watched = Watched(pipeline)
     kept = pipeline.vae.decoder.conv_out.weight.detach()[:1]
@@ -197,7 +197,7 @@ def test_a_run_that_is_cut_short_leaves_no_tensor_in_the_pipeline(catalog: Catal
 
     with pytest.raises(TaskCancelled):
         run_pipeline(pipeline, wanted, None, stop_at_two)
-    if model == "anisora":  # whose scheduler remembers what it was given
+    if model == "anisora":  # its scheduler keeps references to its input
         assert pipeline.scheduler.last_sample is None
         assert set(pipeline.scheduler.model_outputs) == {None}
     assert pipeline.scheduler.step_index is None
@@ -206,7 +206,7 @@ def test_a_run_that_is_cut_short_leaves_no_tensor_in_the_pipeline(catalog: Catal
 
 def test_a_decoder_that_fails_keeps_no_features(catalog: Catalog, tmp_path: Path) -> None:
     pipeline = load_pipeline(catalog.models["phr00t"].checkpoint, tmp_path, device="cpu")
-    pipeline.vae.decoder.conv_out.weight.data = torch.zeros(1)  # fails when everything before it was kept for later
+    pipeline.vae.decoder.conv_out.weight.data = torch.zeros(1)  # fails after everything before it was kept
     with pytest.raises(RuntimeError):
         run_pipeline(pipeline, small_parameters(steps=4), None, lambda _: None)
     assert set(pipeline.vae._feat_map) == {None}
@@ -245,7 +245,7 @@ def test_the_gradient_depends_on_the_seed_only() -> None:
     assert (gradient(1, 48, 32).size, gradient(1, 48, 32).mode) == ((48, 32), "RGB")
 
 
-# Faults that are no failures of the device, which test_faults.py has
+# Faults other than failures of the device, which are in test_faults.py
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A pipeline host finds everything imported that its rehearsal needs: its fork server has it."""
+"""The fork server has imported everything that the rehearsal of a pipeline host needs."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ print(outcome.error or sorted(set(sys.modules) - before))
 
 
 def test_a_rehearsal_imports_nothing(tmp_path: Path) -> None:
-    """A tenth of a second of every host's start, and pages that hosts share instead of having them each."""
+    """This saves each host a tenth of a second at its start, and hosts share the pages instead of having their own."""
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "rehearsal")]
     said = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, check=True)
     assert said.stdout.splitlines()[-1] == "[]", said.stdout

@@ -106,7 +106,7 @@ def test_shards_have_the_permissions_of_the_other_files(phr00t: Path, tmp_path: 
 def test_the_experts_of_anisora_are_joined_with_the_rest_of_wan(
     as_downloaded: tuple[Path, Path], anisora: Path, tmp_path: Path
 ) -> None:
-    """From a whole download or from the folder V3.2, with the result of one folder that has everything."""
+    """From a whole download or from the folder V3.2, the result is that of one folder that has everything."""
     source, base = as_downloaded
     in_one = prepared(ANISORA, anisora, tmp_path / "in-one", shard_bytes=SHARD_BYTES)
     joined = prepared(ANISORA, source, tmp_path / "joined", base=base, shard_bytes=SHARD_BYTES)

@@ -57,7 +57,7 @@ def test_plain_fp8_is_converted_exactly(phr00t: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("variant", "published_bytes"), [("t2v", 21_279_447_035), ("mega", 24_334_432_035)])
 def test_the_types_of_phr00t_make_files_of_the_published_size(variant: str, published_bytes: int) -> None:
-    """t2v v9 and MEGA v4, whose sizes their page states; except for the workflow in the metadata, which ComfyUI writes.
+    """t2v v9 and MEGA v4, whose page states their sizes, without the workflow that ComfyUI writes into the metadata.
 
     https://huggingface.co/Phr00t/WAN2.2-14B-Rapid-AllInOne/commit/d65d72c402aec9b3f97cb476421d5fbee2018fcc,
     https://huggingface.co/Phr00t/WAN2.2-14B-Rapid-AllInOne/commit/eab89659d732f19a9c70b2137059571234eac43c
@@ -123,7 +123,7 @@ def test_the_dequantised_weights_are_those_that_were_packed(as_published: Path, 
 def test_a_base_lends_what_it_has_in_more_bits(
     as_published: Path, as_downloaded: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The example of docs/models/models.md: text encoder and VAE of Wan, the transformer of the file."""
+    """The example of docs/models/models.md: text encoder and VAE are Wan's, the transformer is the file's."""
     base, target = as_downloaded[1], tmp_path / "made"
     alone = tmp_path / "v10" / "aio.safetensors"
     alone.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Runs of `prepare` that are killed, meet a full disk or changed files, or share a folder with another process."""
+"""Runs of `prepare` that are killed, find a full disk or changed files, or share a folder with another process."""
 
 import contextlib
 import fcntl
@@ -42,7 +42,7 @@ Accident = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def accident(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Accident]:
-    """Runs a process that meets one of the accidents of `tests/kit/small_checkpoints.py`."""
+    """Runs a process that has one of the accidents of `tests/kit/small_checkpoints.py`."""
     program = [sys.executable, "-m", "tests.kit.small_checkpoints"]
     with subprocess.Popen(
         program, cwd=ROOT, env=clean_environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -113,7 +113,7 @@ def test_a_run_killed_within_a_write_is_resumed(accident: Accident, phr00t: Path
 
 
 def test_a_source_that_changed_between_two_runs_is_refused(phr00t: Path, tmp_path: Path) -> None:
-    """Even one of the same size and time. A copy elsewhere with the same content is accepted once it has been read."""
+    """Even if size and time are the same. A copy elsewhere with the same content is accepted once it was read."""
     source = changed(phr00t, tmp_path, drop())
     stopped(source, tmp_path / "made")
     shutil.move(source.parent, tmp_path / "moved")

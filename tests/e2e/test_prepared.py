@@ -1,7 +1,7 @@
 """The main job on folders as production has them: published files, `warmlane models prepare`, and the production
-profile's own settings. No weights are random by a recipe here, and an image is required where it is in production.
+profile's own settings. No recipe makes random weights here, and an image is required where production requires it.
 
-Only the sizes of the videos are those of a CPU, and so are the slots, which the name of the profile decides.
+Only the sizes of the videos and the slots are those of a CPU; the name of the profile decides the slots.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from tests.kit.system import UpProcess
 PAGE = Path(__file__).parents[2] / "docs" / "operate" / "production.md"
 MODELS = ("anisora", "phr00t")
 FIRST_FRAME = {"image": image_uri(png())}
-# What a CPU makes in a second; the largest of it warms the lanes up.
+# Sizes that a CPU makes in a second. The lanes warm up with the largest.
 GEOMETRY = {
     "width": {"default": 48, "minimum": 32, "maximum": 64, "step": 16},
     "height": {"default": 32, "minimum": 32, "maximum": 64, "step": 16},
@@ -54,8 +54,8 @@ def publish(folder: Path) -> None:
 
 
 def type_in(begin: str, folder: Path, data_dir: Path, group: click.Command, **options: Any) -> None:
-    """Every command of docs/operate/production.md that *begin* matches, with another data folder. *group* is
-    what its first two words call."""
+    """Runs every command of docs/operate/production.md that *begin* matches, with another data folder. *group* is what
+    its first two words call."""
     blocks = re.findall(r"^ *```sh\n(.*?)^ *```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     typed = [shlex.split(line) for line in lines if re.match(begin, line.strip())]
@@ -68,14 +68,14 @@ def type_in(begin: str, folder: Path, data_dir: Path, group: click.Command, **op
 
 
 def production_on_a_cpu(folder: Path) -> Path:
-    """The packaged settings whose profile `tiny` is that of production, but for the sizes of videos."""
+    """The packaged settings with the production profile as `tiny`, except for the sizes of videos."""
     path = settings_file(folder)
     settings = json.loads(path.read_text())
     for model in settings["models"].values():
         production = model["profiles"]["production"]
         assert "random_weights" not in production["checkpoint"]
         assert production["warm_up"] == "largest"
-        production["checkpoint"] |= {"activation_bytes": 0}  # of other sizes than these
+        production["checkpoint"] |= {"activation_bytes": 0}  # the packaged figure is for larger sizes
         model["profiles"]["tiny"] = production | {"geometry": GEOMETRY}
     path.write_text(json.dumps(settings))
     return path
@@ -83,7 +83,7 @@ def production_on_a_cpu(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    """`warmlane up` on the two folders. It is up only when both lanes are warm."""
+    """`warmlane up` on the two folders. It is ready only when both lanes are warm."""
     folder = tmp_path_factory.mktemp("prepared")
     up = UpProcess(folder, "--settings", str(production_on_a_cpu(folder)), **shared_forks())
     publish(folder)
@@ -117,7 +117,7 @@ def test_the_main_job_on_prepared_folders(served: UpProcess, tmp_path: Path) -> 
     assert {task["worker"] for task in swapped} == {"degraded-0"}
     receipts = [task["swap"] for task in swapped]
     assert [receipt["how"] for receipt in receipts] == ["nothing_resident", *["unloaded"] * 3]
-    # the worker, and what served before it, change nothing
+    # neither the worker nor the model that ran before changes the video
     assert [task["video"]["sha256"] for task in swapped] == [task["video"]["sha256"] for task in on_lanes]
     assert len(frames_of(served.video(on_lanes[0]["id"]))) == 5
     assert on_lanes[0]["video"]["sha256"] == _directly(served, on_lanes[0], tmp_path)

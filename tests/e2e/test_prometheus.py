@@ -1,7 +1,8 @@
 """A real Prometheus with the committed configuration, rules and dashboards, on a real system and a real collector.
 
-The collector is Jaeger's own program, which holds the parts that `ops/deploy/observe/otel-collector.yaml` names. Only
-addresses differ from what is committed, how often there is a look, and how long an alert waits (`for`): a second.
+The collector is Jaeger's own program, which holds the parts that `ops/deploy/observe/otel-collector.yaml` names. The
+configuration differs from the committed one only in its addresses, its intervals, and the time for which an alert waits
+(`for`): a second.
 """
 
 import asyncio
@@ -44,17 +45,17 @@ from tests.unit.ops.test_dashboards import DASHBOARDS, OPS, panels
 pytestmark = [pytest.mark.tools, pytest.mark.usefixtures("forks")]
 
 RULES_FILE: Final = OPS / "alerts" / "warmlane.rules.yaml"
-# What Grafana puts in the place of its variables.
+# The values that Grafana substitutes for its variables.
 GRAFANA: Final = {"$__rate_interval": "1m", "$__interval": "10s", "$model": ".*", "$slot": ".*"}
-# Reported by then: all that a look at the targets needs.
+# Once these are there, a look at the targets finds all that it needs.
 LIVE: Final = ("warmlane_lanes_ready", "warmlane_queue_depth", "warmlane_requests_accepted_total")
 
 
 class Prometheus:
-    """The server, and what it says."""
+    """The server, and its answers."""
 
     def __init__(self, folder: Path, config: Any, targets: dict[str, str]) -> None:
-        """With *config*, whose addresses are *targets* here, and its own."""
+        """Starts it with *config*, in which *targets* and the server's own address replace the committed ones."""
         self.url = f"http://127.0.0.1:{free_port()}"
         config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
         targets = targets | {"127.0.0.1:9090": self.url.removeprefix("http://")}
@@ -107,7 +108,7 @@ def answers(url: str) -> bool:
 
 
 def collector_file(folder: Path, otlp: int, metrics: int) -> Path:
-    """The committed configuration, at other addresses. Its traces go nowhere: that is another test's."""
+    """The committed configuration, with other addresses. Its traces go nowhere: another test covers them."""
     config = yaml.safe_load((OPS / "deploy" / "observe" / "otel-collector.yaml").read_text())
     config["receivers"]["otlp"]["protocols"]["http"]["endpoint"] = f"127.0.0.1:{otlp}"
     moved = {"endpoint": f"127.0.0.1:{metrics}", "metric_expiration": "10s"}  # committed are minutes
@@ -154,8 +155,8 @@ def observed(tmp_path: Path) -> Iterator[tuple[UpProcess, Prometheus, Jaeger]]:
 
 @pytest.mark.timeout(600)
 def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus, Jaeger], tmp_path: Path) -> None:
-    """Every job is up, alerts fire and resolve by what is really done, and the dashboards show it. The same tasks are
-    in Jaeger, and the NATS CLI reads their records: the three tools on one system."""
+    """Every job is up, real events make alerts fire and resolve, and the dashboards show them. The same tasks are in
+    Jaeger, and the NATS CLI reads their records: the three tools work on one system."""
     up, prometheus, jaeger = observed
     for model in ("anisora", "phr00t"):
         task = up.ended(up.submit(model=model, prompt="x")["id"])
@@ -193,7 +194,7 @@ def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus, Jaeger], tmp_p
                 query = target["expr"]
                 for variable, value in GRAFANA.items():
                     query = query.replace(variable, value)
-                if not prometheus.value(query):  # the server takes it, or `value` fails
+                if not prometheus.value(query):  # if the server rejects the query, `value` fails
                     empty.append(f"{name}: {panel['title']}")
     assert empty == []
     for fault in ("duplicate_timestamp", "out_of_order", "out_of_bounds"):
@@ -202,7 +203,7 @@ def test_a_real_prometheus(observed: tuple[UpProcess, Prometheus, Jaeger], tmp_p
 
 
 def one_target_is_enough(up: UpProcess, folder: Path, *, by_otlp: Prometheus) -> None:
-    """The configuration of docs/operate/observability.md: the gateway's page brings every process, as OTLP does."""
+    """The configuration of docs/operate/observability.md: the gateway's page has every process, as OTLP does."""
     block = DOCS.read_text(encoding="utf-8").split("<!-- prometheus -->")[1]
     config = yaml.safe_load(block.strip().removeprefix("```yaml").removesuffix("```"))
     prometheus = Prometheus(folder, config, {"127.0.0.1:8000": up.url.removeprefix("http://")})
@@ -251,7 +252,7 @@ class FullCard:
         assert self._is_full.wait(120)
 
     def give_back(self) -> None:
-        """By the runbook's line, once the card is free."""
+        """Frees the card, and then lifts the quarantine by the runbook's line."""
         self._card.used_bytes = 0
         nats_cli(self._up, f"kv del slots {self.SLOT} --force")
         self._is_over.set()
@@ -283,7 +284,7 @@ class FullCard:
 
 
 def nats_cli(up: UpProcess, command: str) -> bytes:
-    """As `admin`, with the file that `warmlane up` keeps for the real CLI; what it prints."""
+    """Runs the real CLI as `admin`, with the file that `warmlane up` keeps for it; returns what it prints."""
     context = up.data_dir / "nats-auth" / "admin.json"
     typed = [str(tool("nats")), "--context", str(context), *command.split()]
     return subprocess.run(typed, check=True, timeout=60, capture_output=True).stdout
@@ -296,12 +297,12 @@ def provision(up: UpProcess) -> None:
 
 
 def clean_environment_of_a_user() -> dict[str, str]:
-    """No password stands in it: the command finds its own in the data folder."""
+    """An environment without passwords: the command finds its own in the data folder."""
     return environment_for(None, clean_environment())
 
 
 def stopping(up: UpProcess, word: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Stops a process, so that nobody starts another in its place, and lets it go on."""
+    """Two functions: one stops a process, so that `up` starts no other in its place; one lets it go on."""
     pid = up.find(word)
     return lambda: os.kill(pid, signal.SIGSTOP), lambda: os.kill(pid, signal.SIGCONT)
 

@@ -22,7 +22,8 @@ from tests.kit.support import settings_file
 
 GUIDE: Final = Path(__file__).parents[2] / "docs" / "operate" / "replay.md"
 MODELS: Final = ("anisora", "phr00t")
-# Three times what first in, first out can serve, and too few at once to fill the queue: so each request has a record.
+# Three times what first in, first out can serve, but too few at once to fill the queue, so that each request has a
+# record.
 RATE_PER_S: Final = 3.0
 SECONDS: Final = 20.0
 WAIT_S: Final = 7.5
@@ -30,8 +31,8 @@ MAY_DIFFER: Final = 0.10
 
 
 class Served(Struct, frozen=True):
-    """What a system left behind that served in the order of the settings: it swaps seldom, so that what it does hangs
-    on no single moment."""
+    """What a system left behind that served in the order of the settings. That order swaps seldom, so the outcome does
+    not depend on single moments."""
 
     up: NoopSystem
     backup: Path
@@ -66,7 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def test_the_same_policy_gives_what_happened(served: Served) -> None:
     found = served.replay()
     happened, replayed = found["happened"]["all"], found["replayed"]["all"]
-    assert happened["refused"] > 0  # or there was no overload
+    assert happened["refused"] > 0  # else there was no overload
     assert found["orders"] == ["swap-aware"]
     assert found["notes"] == []
     for what in ("served", "refused", "swaps"):
@@ -127,7 +128,7 @@ def test_a_span_without_a_task_is_an_error(served: Served) -> None:
 
 
 def test_the_commands_of_the_guide_run(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the folder of the system, with its backup in the place that the guide names."""
+    """They run on the folder of the system, with its backup in the place that the guide names."""
     monkeypatch.chdir(served.up.data_dir.parent)
     monkeypatch.setenv("WARMLANE_DATA_DIR", str(served.up.data_dir))
     (served.up.data_dir.parent / "backups").mkdir()

@@ -67,7 +67,7 @@ async def test_the_wanted_checkpoint_is_read_ahead_until_a_swap_fails(yard: Yard
     wanted = yard.folder / models["anisora"].checkpoint.folder
     assert read_ahead.calls == [wanted]
     loaded = slot.residence.resident
-    assert await slot.residence.ready("anisora") is loaded  # it is not loaded a second time
+    assert await slot.residence.ready("anisora") is loaded  # the model is not loaded a second time
     assert read_ahead.calls == [wanted], "it is resident"
     with pytest.raises(LoadFailed):
         await slot.ready("phr00t")
@@ -91,13 +91,13 @@ async def test_a_host_that_leaks_is_killed(yard: Yard, tmp_path: Path, measured:
     await slot.generate(CATALOG.models["phr00t"])
     assert released(measured, "escalated") == before["escalated"] + 1
     assert released(measured, "unloaded") == before["unloaded"]
-    assert (await slot.ready("anisora")).how == "unloaded"  # the base is that of the fresh host
+    assert (await slot.ready("anisora")).how == "unloaded"  # the fresh host has a base of its own
     assert released(measured, "escalated") == before["escalated"] + 1
     assert released(measured, "unloaded") == before["unloaded"] + 1
 
 
 async def test_a_host_that_leaks_slowly_is_renewed(yard: Yard, tmp_path: Path, measured: Measured) -> None:
-    """ADR 0029: within 10 swaps, before a release fails. The trend of the fresh host starts anew."""
+    """ADR 0029: the worker renews it within 10 swaps, before a release fails. The fresh host's trend starts anew."""
     before = {outcome: released(measured, outcome) for outcome in ("renewed", "escalated", "quarantined")}
     probe = rss()
     probe.absolute_bytes = 512 * MIB  # as on a card: a CPU's tolerance would end at the second leak

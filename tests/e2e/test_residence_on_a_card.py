@@ -109,7 +109,7 @@ async def test_other_processes_on_the_card_do_not_change_the_proof(yard: Yard, c
 
 
 async def test_lifting_a_quarantine_reads_the_base_again(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
-    """What another program holds there for good is no leftover of the worker."""
+    """Memory that another program holds there for good is not left over from the worker."""
     slot = yard.slot(tmp_path, probe=nvml())
     await slot.residence.open()
     await slot.ready("anisora")
@@ -142,7 +142,8 @@ async def test_a_hanging_driver_proves_no_release(yard: Yard, card: FakeNvml, tm
 
 
 async def test_opening_waits_for_a_driver_that_wakes_up_slowly(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
-    """As without persistence mode. A base that is not read before the host starts leaves nothing to compare with."""
+    """A driver without persistence mode does so. If the worker did not read the base before the host starts, it would
+    have nothing to compare with."""
     shown: list[str] = []
 
     def on_wait(text: str) -> None:

@@ -101,7 +101,7 @@ async def test_a_new_leader_ends_the_host_of_a_stopped_leader(yard: Yard, tmp_pa
     await old.ready("anisora")
     pid = old.host.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)  # stopped as its worker is, it would hold the card for ever
+    os.kill(pid, signal.SIGSTOP)  # stopped like its worker, it would hold the card for ever
 
     await new.residence.open(term=9)
     assert not is_running(pid)
@@ -125,7 +125,7 @@ async def test_a_leader_ends_no_lane_and_no_leader_of_its_own_or_a_later_term(
     with pytest.raises(SlotTaken):
         await rival.residence.open(term=9)
     await rival.residence.close()
-    assert shown == []  # it reports nothing about a slot that another holds
+    assert shown == []  # a worker reports nothing about a slot that another one holds
     await holder.ready("phr00t")
 
 

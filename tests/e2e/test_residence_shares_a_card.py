@@ -1,4 +1,4 @@
-"""A card that other programs use too, and pipelines that do not fit on it: who is blamed for what (ADR 0027)."""
+"""A card that other programs use too, and pipelines that do not fit on it: what the worker blames for it (ADR 0027)."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def shows_hosts(slot: Slot, card: FakeNvml, *, own_bytes: int, **figures: int) -> None:
-    """Once its host starts, the driver names the host, with *own_bytes*, and shows *figures*."""
+    """Once the host of *slot* starts, the driver names it, with *own_bytes*, and shows *figures*."""
     start = slot.host.start
 
     async def started(*, term: int = 0, rehearse: tuple[Checkpoint, ...] = ()) -> Ready:
@@ -48,7 +48,8 @@ async def test_growth_of_another_process_is_not_blamed_on_a_host_that_the_driver
 async def test_memory_that_another_process_frees_does_not_hide_what_the_host_keeps(
     yard: Yard, card: FakeNvml, tmp_path: Path
 ) -> None:
-    """After the kill, too: the driver says that the host still holds memory, and the kernel that it has ended."""
+    """This holds after the kill, too: the driver reports that the host still holds memory, but the kernel that it has
+    ended."""
     slot = yard.slot(tmp_path, probe=nvml())
     card.set(used_bytes=40 * GIB)
     shows_hosts(slot, card, own_bytes=GIB, used_bytes=41 * GIB)
@@ -65,7 +66,7 @@ async def test_memory_that_another_process_frees_does_not_hide_what_the_host_kee
 async def test_growth_of_an_unnamed_process_costs_the_host_but_not_the_slot(
     yard: Yard, card: FakeNvml, tmp_path: Path
 ) -> None:
-    """In a container or a MIG instance the driver names nobody. A host that has ended holds nothing."""
+    """In a container or a MIG instance the driver names no process. A host that has ended holds nothing."""
     slot = yard.slot(tmp_path, probe=nvml())
     await slot.residence.open()
     await slot.ready("anisora")
@@ -91,7 +92,7 @@ async def test_growth_before_the_first_load_is_no_leftover(yard: Yard, card: Fak
 async def test_a_pipeline_that_does_not_fit_on_the_card_is_not_loaded(
     yard: Yard, card: FakeNvml, tmp_path: Path
 ) -> None:
-    """At the start, too: the memory that another program holds is not there for the pipeline."""
+    """This holds at the start, too: the pipeline cannot use the memory that another program holds."""
     entry = CATALOG.models["phr00t"]
     large = replace(entry, checkpoint=replace(entry.checkpoint, activation_bytes=70 * GIB))
     slot = yard.slot(tmp_path, probe=nvml(), models={"phr00t": large})

@@ -1,5 +1,5 @@
-"""Prompts, images, API keys and passwords stay where they belong: canaries of each go in, and are looked for afterwards
-in everything that an operator, a collector or a stranger gets to see."""
+"""Prompts, images, API keys and passwords stay where they belong: the test puts canaries of each in, and then looks for
+them in everything that an operator, a collector or a stranger gets to see."""
 
 import base64
 import io
@@ -23,11 +23,11 @@ from tests.kit.system import UpProcess
 PROMPT = "canaryprompt"
 NEGATIVE = "canarynegative"
 IMAGE = "canaryimage"
-GUESSED = "ab" * 32  # a secret that is no key's
+GUESSED = "ab" * 32  # the secret of no key
 
 
 class RawCollector(Collector):
-    """Keeps what it is sent as it comes, too."""
+    """A collector that also keeps the raw bytes that it receives."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -57,7 +57,7 @@ def add_key(up: UpProcess, *scopes: str) -> str:
 
 
 def wrong_requests(http: httpx.Client, image: str) -> list[httpx.Response]:
-    """Refusals of every kind, each of a request that is full of canaries."""
+    """Refusals of every kind, each for a request that is full of canaries."""
     full = {"model": "anisora", "prompt": PROMPT, "negative_prompt": NEGATIVE, "image": image}
     bodies: list[dict[str, Any]] = [
         full | {"steps": 7},
@@ -98,7 +98,7 @@ def test_no_secret_is_revealed(tmp_path: Path) -> None:
             return httpx.get(f"{up.url}/tasks").status_code == 401
 
         eventually_sync(closed)
-        # videos by a lane and by the degraded worker; one cancelled; one whose host is killed; one that is no picture
+        # videos by a lane and by the degraded worker; one cancelled; one whose host is killed; one with a bad picture
         done = [
             up.submit(prompt=PROMPT, negative_prompt=NEGATIVE, image=image),
             up.submit(model="phr00t", prompt=PROMPT, negative_prompt=NEGATIVE),
@@ -130,9 +130,9 @@ def test_no_secret_is_revealed(tmp_path: Path) -> None:
         "traces": b"\n".join(collector.bodies).decode(errors="replace"),
         "command lines": "\n".join(shown),
     }
-    assert done[0]["id"] in places["logs"]  # what is looked through is the right thing
+    assert done[0]["id"] in places["logs"]  # so the search looks in the right places
     assert done[0]["id"] in places["traces"]
     for canary in (PROMPT, NEGATIVE, IMAGE, payload[:60], payload[40:100], secret, GUESSED, *passwords):
         assert [place for place, text in places.items() if canary in text] == [], canary
-    # whoever takes over the process that decodes pictures finds no password in its environment
+    # an attacker who takes over the process that decodes pictures finds no password in its environment
     assert not [host for host in hosts if any(password.encode() in host for password in passwords)]

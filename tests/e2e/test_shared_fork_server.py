@@ -72,13 +72,13 @@ async def soon(look: Callable[[], bool]) -> bool:
 
 
 def listens(path: Path) -> bool:
-    """Whether somebody listens at *path*, and has not just bound it: who connects then is turned away."""
+    """Whether a process listens at *path*. To bind it is not enough: connections are then still refused."""
     lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
     return any(line[-1] == str(path) and int(line[3], 16) & _ACCEPTS for line in lines if line[3:4] != ["Flags"])
 
 
 def several_connections_to(path: Path) -> bool:
-    """Whether, beside the socket that listens at *path*, there is one that waits for an answer."""
+    """Whether, beside the listening socket at *path*, there is one that waits for an answer."""
     return sum(line.endswith(f" {path}") for line in Path("/proc/net/unix").read_text().splitlines()) > 1
 
 
@@ -89,7 +89,7 @@ def gone(pid: int) -> Callable[[], "asyncio.Future[bool]"]:
 async def test_every_worker_has_a_fork_server_and_a_host_of_its_own(
     shared: Shared, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A fork server that dies is replaced, and no other worker notices. A host prints where its worker prints."""
+    """A worker replaces a fork server that dies, and no other worker notices. A host prints where its worker prints."""
     (first, one), (second, other) = shared.worker("cpu-1"), shared.worker("cpu-2")
     pids = [(await host.start()).pid for host in (one, other)]
     assert shared.has_forked(first)
@@ -152,7 +152,7 @@ async def test_a_worker_that_is_gone_leaves_neither_fork_server_nor_host(shared:
 
 
 async def test_only_the_user_of_a_shared_fork_server_may_connect(shared: Shared) -> None:
-    """The files of its forks have the permissions of those of other processes."""
+    """The files of its forks have the usual permissions."""
     assert stat.S_IMODE(shared.socket.stat().st_mode) == 0o700
     server, host = shared.worker("cpu-1")
     await host.start()
@@ -160,7 +160,7 @@ async def test_only_the_user_of_a_shared_fork_server_may_connect(shared: Shared)
 
 
 async def test_a_worker_waits_for_a_shared_fork_server_that_still_imports(tmp_path: Path) -> None:
-    """The worker starts its own when the shared one dies meanwhile."""
+    """The worker starts its own fork server when the shared one dies meanwhile."""
     folder = tmp_path / "starting"
     folder.mkdir()
     for dies in (False, True):

@@ -144,7 +144,7 @@ def test_demo_alternates_saves_and_judges(system: System, tmp_path: Path) -> Non
         assert colours is not None
         assert len(colours) > 100
     assert "4 of 4 done" in result.stdout
-    # how many of them were in time is the machine's; what that means is judged in `tests/unit/ops/test_demo.py`
+    # how many of them are in time depends on the machine; `tests/unit/ops/test_demo.py` judges what that means
     assert re.search(r"SC-005  [0-3] of 3 model switches accepted within 3 s", result.stdout), result.stdout
     assert "SC-003  4 of 4 tasks carry a memory reading" in result.stdout
     assert "accept, idle: p50" in result.stdout

@@ -16,14 +16,14 @@ from lane_worker.pipelines.tokens import AS_IT_IS, CONFIG, TEXTS, TOKENIZER_JSON
 from tests.kit.small_checkpoints import layout, original, published, tokenizer, write_all_in_one
 
 SEEN = ("a red fox in fresh snow", "un café crème", "雨の中の灯籠", "two spaces", "The quick brown fox and a lazy dog")
-# what UMT5's authors set in its tokenizer_config.json, but for the 300 tokens of its pre-training
+# what UMT5's authors set in its tokenizer_config.json, except for the 300 tokens of its pre-training
 PUBLISHED = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 END = 1
 
 
 @pytest.fixture(scope="module")
 def model() -> bytes:
-    """A SentencePiece model as UMT5's: a unigram model with T5's special tokens, its normalisation, and all bytes."""
+    """A SentencePiece model like UMT5's: a unigram model with T5's special tokens, its normalisation, and all bytes."""
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SEEN * 20),
@@ -43,7 +43,7 @@ def model() -> bytes:
 
 
 def publish(folder: Path, model: bytes, form: str) -> Path:
-    """*model* in the files that are published, as transformers converts them, which drops the byte fallback."""
+    """Writes *model* as published files, as transformers converts them, which drops the byte fallback."""
     folder.mkdir()
     (folder / "spiece.model").write_bytes(model)
     (folder / CONFIG).write_text(json.dumps({**PUBLISHED, "extra_ids": 0}))
@@ -77,13 +77,13 @@ def test_every_text_becomes_the_tokens_that_its_spiece_model_says(form: str, mod
     assert loaded.decode(fox, skip_special_tokens=True).strip() == "🦊"
     padded = loaded("🦊", padding="max_length", max_length=9, truncation=True)
     assert (padded.input_ids[-2:], padded.attention_mask[-2:]) == ([0, 0], [0, 0])
-    # and what transformers makes of the published folder, for which all this is
+    # and what transformers makes of the published folder, which is the reason for all this
     rebuilt = transformers.AutoTokenizer.from_pretrained(folder)
     assert rebuilt.unk_token_id in rebuilt("🦊").input_ids
 
 
 def test_preparing_leaves_a_prepared_tokenizer_unchanged(model: bytes, tmp_path: Path) -> None:
-    """A tokenizer that is prepared twice, and one that is no Unigram model with bytes."""
+    """This holds for a tokenizer that is prepared twice, and for one that is no Unigram model with bytes."""
     unpacked(publish(tmp_path / "published", model, "byte_fallback"), tmp_path / "made")
     once = prepared_tokenizer(tmp_path / "published")
     again = prepared_tokenizer(tmp_path / "made")

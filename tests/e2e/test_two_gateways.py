@@ -1,6 +1,6 @@
-"""Artifacts in a bucket of SeaweedFS, with real pipelines. One setting of `warmlane up` reaches every process. And the
-main job on several machines: two gateways and two workers, each with a data folder of its own, and nothing in common
-but a nats-server and the bucket."""
+"""Artifacts in a bucket of SeaweedFS, with real pipelines. One setting of `warmlane up` reaches every process. The main
+job works on several machines: two gateways and two workers, each with a data folder of its own, share only a
+nats-server and the bucket."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 
 def test_one_setting_of_up_reaches_every_process(seaweed: Seaweed, tmp_path: Path) -> None:
-    """And what opens the store reaches those alone that use it: no pipeline host, no fork server, no nats-server."""
+    """The secret of the store reaches only the processes that use it: no pipeline host, fork server or nats-server."""
     place = f"s3://{BUCKET}/up"
     environment = aws_environment(seaweed.endpoint)
     up = UpProcess(tmp_path, "--artifacts", place, "--lanes", "anisora=1,phr00t=0", **environment)
@@ -57,7 +57,7 @@ def test_one_setting_of_up_reaches_every_process(seaweed: Seaweed, tmp_path: Pat
 
 
 def part_that_knows(pid: int) -> str | None:
-    """What process *pid* is, where it was given the secret. None for others, and for one that has just ended."""
+    """The kind of process *pid*, if it has the secret. None for others, and for one that has just ended."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         if f"AWS_SECRET_ACCESS_KEY={SECRET}".encode() in variables and (line := command_line(pid)):

@@ -43,8 +43,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def phr00t_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    """One lane: the other model is served by the degraded worker. It imports torch for itself, so two tests
-    share it; the second one ends it."""
+    """One lane; the degraded worker serves the other model. The system imports torch for itself, so two tests share it;
+    the second one ends it."""
     up = UpProcess(tmp_path_factory.mktemp("phr00t"), "--lanes", "phr00t=1", "--step-seconds", "0.2")
     up.start()
     yield up
@@ -52,10 +52,10 @@ def phr00t_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]
 
 
 def test_a_killed_supervisor_drains_its_lanes_and_is_started_again(phr00t_only: UpProcess) -> None:
-    """Its lanes drain: the task in hand is finished. `up` starts it again, and it starts the lane again.
+    """Its lanes drain: they finish the task in hand. `up` restarts the supervisor, which restarts the lane.
 
-    The fork server that all workers share dies before: of their processes none goes with it, and a lane that is started
-    while nobody answers there has a fork server of its own.
+    The fork server that all workers share dies before. No process of the workers dies with it. A lane that starts while
+    no fork server answers there gets one of its own.
     """
     up = phr00t_only
     forks = str(up.data_dir / "forks")
@@ -79,14 +79,14 @@ def test_a_killed_supervisor_drains_its_lanes_and_is_started_again(phr00t_only: 
     said = up.output.read_text()
     assert "supervisor ended (signal 9)" in said
     assert "fork-server ended (signal 9); again in" in said
-    eventually_sync(Path(forks).is_socket)  # and is there again for the next worker
+    eventually_sync(Path(forks).is_socket)  # it is there again for the next worker
     assert all(is_running(pid) for pid in (servers[1], up.host_of("degraded-0")))
 
 
 def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(phr00t_only: UpProcess) -> None:
     """Neither of the two leaves a process behind."""
     up = phr00t_only
-    # the first is answered when the degraded worker has taken it: the other way round, a lane's might end before that
+    # the first is answered when the degraded worker has taken it: in the other order, the lane's task might end before
     tasks = [up.submit(model="anisora", num_frames=9), up.submit(model="phr00t")]
     eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
     assert [up.task(task["id"])["worker"] for task in tasks] == ["degraded-0", "phr00t-0"]
@@ -99,7 +99,7 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
     for path in (up.data_dir / "locks").iterdir():
         with path.open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises if a process still holds it
-    up.start()  # the same folder and ports again: what was accepted before is still known
+    up.start()  # the same folder and ports again: the system still knows the tasks accepted before
     for task in tasks:
         done = up.ended(task["id"])
         assert (done["status"], done["attempt"]) == ("done", 1)
@@ -110,11 +110,12 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
 
 
 def test_lanes_denied_and_granted_under_load_fail_no_request(tmp_path: Path) -> None:
-    """Two slots for three workers leave one lane at most. The quota chooses which one, and no request fails for it."""
+    """Two slots for three workers leave at most one lane. The quota chooses which one, and no request fails because of
+    that."""
     quota = tmp_path / "quota.json"
     quota.write_text('{"max_lanes": {"phr00t": 1}}')
     behind = ("--root-path", "/warmlane", "--allowed-host", "video.example.org")
-    # steps that wait: a load that goes on all the time, and leaves the processors to the lanes that start
+    # steps that wait: the load never stops, but leaves the processors to the lanes that start
     options = ("--gpus", "2", "--quota", str(quota), "--step-seconds", "0.1", *behind)
     up = UpProcess(tmp_path, *options, warm=["anisora"], **shared_forks())
     up.start()
@@ -167,12 +168,12 @@ def test_a_full_disk_recovers_when_there_is_room_again(tmp_path: Path) -> None:
         storage = {"WARMLANE_NATS_STORAGE": "100MB"}
         up = UpProcess(tmp_path, "--lanes", "anisora=0,phr00t=0", **shared_forks(), **storage)
         up.start()
-        # not the pipeline hosts: a degraded worker that could not write for as long as its leadership lasts begins anew
+        # not the pipeline hosts: a degraded worker that cannot write until its leadership expires starts new ones
         own = [pid for pid in children_of(up.pid) if "nats-server" not in command_line(pid)]
         disk.fill()
 
         def says(text: str) -> bool:
-            # as the degraded worker's leadership, which it writes every second, and these requests
+            # writes: the degraded worker renews its leadership every second, and these requests write too
             up.http.post("/generate", json={"model": "anisora", "prompt": "x"}, headers={"prefer": "respond-async"})
             return text in up.output.read_text()
 
@@ -204,7 +205,7 @@ def test_a_data_folder_has_one_up_at_a_time(system: UpProcess) -> None:
     result = run("nats-server", "--nats-port", str(free_port()), "--data-dir", str(system.data_dir))
     assert (result.returncode, f"is in use by `warmlane up` (pid {system.pid}" in result.stderr) == (1, True)
     ports = ["--port", str(system.port), "--nats-port", str(system.nats_port)]
-    # with the password of its folder, and not with that of the servers under test
+    # with the password in its folder, and not with that of the servers under test
     environment = environment_for(None, clean_environment())
     result = warm_cli.run("doctor", "--data-dir", str(system.data_dir), *ports, env=environment)
     assert (result.returncode, f"running: `warmlane up` (pid {system.pid}" in result.stdout) == (0, True), result.stdout
@@ -212,7 +213,7 @@ def test_a_data_folder_has_one_up_at_a_time(system: UpProcess) -> None:
 
 def test_a_slot_has_one_lane_at_a_time(system: UpProcess) -> None:
     """Design §7: the lock, and not the server, keeps two pipelines off one card. A second lane is refused before it
-    waits for that, and counts as no cold start."""
+    waits for the lock, and does not count as a cold start."""
     options = ["--nats-url", system.nats_url, "--data-dir", str(system.data_dir)]
     result = run("lane", "--model", "phr00t", "--name", "intruder", "--slot", "cpu-0", *options)
     assert result.returncode == 1
@@ -222,13 +223,13 @@ def test_a_slot_has_one_lane_at_a_time(system: UpProcess) -> None:
 
 
 async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(system: UpProcess) -> None:
-    """Gateway, supervisor, lanes and degraded worker, each time all of them at once: each makes another, and no task is
-    lost or runs twice."""
+    """Twice, the test deletes the consumers of gateway, supervisor, lanes and degraded worker, all at once. Each reader
+    makes a new one, and no task is lost or runs twice."""
     link = await NatsLink.connect(system.nats_url, name="test")
     streams = [bucket_stream(bucket) for bucket in (CONTROL, FALLBACKS, KEYS, LANES, LEADER, SLOTS, TASKS)]
 
     async def readers() -> dict[str, set[str]]:
-        # one that nobody listens to any more was left by a reader that made itself another, and soon goes by itself
+        # a consumer without a listener was left by a reader that made a new one, and soon expires
         return {
             stream: {each.name for each in await js_of(link).consumers_info(stream) if each.push_bound}
             for stream in streams
@@ -248,7 +249,7 @@ async def test_every_reader_of_a_bucket_outlives_its_consumer_while_tasks_run(sy
                 await js_of(link).delete_consumer(stream, name)
         tasks.append(await asyncio.to_thread(system.submit, model=model))
         await eventually(partial(healed, before))
-    # what each of them follows is seen again
+    # each of them sees again what it follows
     mode = {"mode": "degraded"}
     assert system.http.put("/admin/lanes/anisora/mode", json=mode).is_success
     tasks.append(await asyncio.to_thread(system.submit, model="anisora"))
