@@ -1,6 +1,6 @@
 """A candidate for the leadership in a process of its own: `python -m tests.integration.candidate URL NAME`.
 
-It reports on standard output what it does: `leads TERM`, `lost`. Nothing else runs in it.
+It reports its state on standard output: `leads TERM`, `lost`. Nothing else runs in it.
 """
 
 import asyncio

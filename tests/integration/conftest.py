@@ -15,16 +15,16 @@ from tests.kit.support import BOUND_S, NO_TLS
 
 @pytest.fixture(scope="module")
 def bare_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """One gateway for the tests of a module. No lane was ever heard of."""
+    """One gateway for the tests of a module. It has never heard of a lane."""
     with provisioned_gateway(tmp_path_factory.mktemp("gateway")) as process:
         yield process
 
 
 @pytest.fixture
 async def bare_system(bare_gateway: GatewayProcess) -> AsyncIterator[System]:
-    """`bare_gateway` with nothing in its queues, and with no task that would come back to them.
+    """`bare_gateway` with empty queues, and without tasks that would return to them.
 
-    A lane task that no lane takes goes to the degraded queue after 30 s, in the middle of whichever test runs then.
+    A lane task that no lane takes goes to the degraded queue after 30 s, in the middle of any later test.
     """
     link = await NatsLink.connect(bare_gateway.nats.url, name="test")
     await js_of(link).purge_stream(DEGRADED)
@@ -45,7 +45,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 @pytest.fixture
 async def http(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the gateway, and lanes that are warm now."""
+    """A client of the gateway, with lanes that are reported warm again."""
     link = await NatsLink.connect(gateway.nats.url, name="test")
     for model in MODELS:
         await report_lane(link, model, LaneState.WARM)

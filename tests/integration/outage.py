@@ -1,6 +1,6 @@
-"""The server goes away for longer than every limit, while work runs, waits, and is asked for.
+"""The server is away for longer than every limit, while tasks run and wait, and clients submit more.
 
-`test_outage.py` plays it with short windows, `make windows` with the packaged ones and 60 s.
+`test_outage.py` runs it with short windows, `make windows` with the packaged ones and 60 s.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tests.kit.support import eventually
 
 
 class Returned(Struct, frozen=True):
-    """How long after the server's return each of them was moved, in seconds."""
+    """How long after the server's return each task was moved, in seconds."""
 
     settled_s: float
     ended_s: float
@@ -28,7 +28,7 @@ class Returned(Struct, frozen=True):
 
 
 async def server_away(system: System, windows: Windows, *, away_s: float) -> Returned:
-    """Kills the server for *away_s*, and checks all that is promised of that time and of the time after it."""
+    """Kills the server for *away_s*, and checks all promises for that time and for the time after it."""
     await system.lane_is(LaneState.WARM)
     worker = Worker(system.link, windows, system.gateway.data_dir, "steered")
     try:
@@ -99,14 +99,14 @@ async def _is_connected(system: System) -> bool:
 
 
 async def _is_done_or_old(system: System, task_id: str) -> bool:
-    """A gateway that follows the records again may have this change on its way; one that does not, says how old its
-    answer is."""
+    """Whether the task is done, or the answer says how old it is. A gateway that follows the records again may still
+    wait for this change; one that does not follow them reports the age of its answer."""
     answer = await system.http.get(f"/tasks/{task_id}")
     return answer.json()["status"] == "done" or "age" in answer.headers
 
 
 async def _refused(system: System) -> None:
-    """A submission is refused in time, and the refusal says when to try again."""
+    """The gateway refuses a submission in time, and the refusal says when to try again."""
     refused = await system.post()
     body = refused.json()
     assert (refused.status_code, body["code"], body["outcome"]) == (503, "transport_unavailable", "unknown")
@@ -114,7 +114,8 @@ async def _refused(system: System) -> None:
 
 
 async def _known(system: System, task_id: str, status: str) -> int:
-    """A task is answered from memory, with or without a wait; returns the greatest age of the answer in seconds."""
+    """The gateway answers about a task from memory, with or without a wait. Returns the answers' greatest age in
+    seconds."""
     polled = await system.http.get(f"/tasks/{task_id}")
     assert (polled.status_code, polled.json()["status"]) == (200, status)
     waited = await system.http.get(f"/tasks/{task_id}?wait=0.2")
@@ -127,7 +128,7 @@ async def _known(system: System, task_id: str, status: str) -> int:
 
 
 async def _bounds_hold(system: System, windows: Windows) -> None:
-    """New requests are answered and end in time, and no answer is old any more."""
+    """The gateway accepts new requests, which end in time, and no answer is old any more."""
 
     async def accepted() -> str | None:
         answer = await system.post(prefer="respond-async")

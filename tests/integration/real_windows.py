@@ -18,12 +18,12 @@ from tests.kit.support import eventually
 
 HEALTH_TIMEOUT = timedelta(seconds=60)
 WAIT_LIMIT = timedelta(seconds=30)
-LATE = timedelta(seconds=0.5)  # a gateway looks up to 0.1 s late, by its spread, and then acts
+LATE = timedelta(seconds=0.5)  # a gateway looks up to 0.1 s late, because of its spread, and then acts
 
 
 @pytest.mark.timeout(240)
 async def test_a_lane_counts_for_60_s_after_it_was_heard_of(bare_system: System) -> None:
-    """FR-021 (b), to the moment: asked again and again, each answer is right for when it was asked."""
+    """FR-021 (b), to the moment: the test asks repeatedly, and each answer is right for the time of its request."""
     await report_lane(bare_system.link, "phr00t", LaneState.WARM)
     entry = await bare_system.link.entries.get(LANES, "phr00t.phr00t-0")
     assert entry is not None
@@ -69,6 +69,6 @@ async def test_a_task_waits_30_s_for_its_lane_and_29_5_s_for_the_degraded_worker
 
 @pytest.mark.timeout(240)
 async def test_the_server_is_away_for_60_s(bare_system: System, catalog: Catalog) -> None:
-    """Longer than a lease and than every wait limit; what it took afterwards is in the log."""
+    """That is longer than a lease and every wait limit. The log says how long the recovery took."""
     returned = await server_away(bare_system, catalog.windows, away_s=60)
     structlog.get_logger("windows").info("server_back", **structs.asdict(returned))

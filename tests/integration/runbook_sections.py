@@ -1,4 +1,4 @@
-"""What an operator does in each section of the runbook, and what has to come of it."""
+"""What an operator does in each section of the runbook, and the result that it has to have."""
 
 import asyncio
 import json
@@ -59,7 +59,7 @@ async def what_is_waiting(stage: Stage, page: Page) -> None:
 
 
 async def the_server_itself(stage: Stage, page: Page) -> None:
-    """The listener also hears of users who are not let in."""
+    """The listener also hears of users whom the server rejects."""
     assert re.search(r"^warmlane +rtt=", await page.run("nats server ping"), re.MULTILINE)
     assert rows(await page.run("nats server list"))[0][0] == "warmlane"
     summary = rows(await page.run("nats server report jetstream"))[0]
@@ -80,7 +80,7 @@ async def the_server_itself(stage: Stage, page: Page) -> None:
     hearing = asyncio.create_task(hear())
     stage.leave.push_async_callback(end, hearing)
 
-    async def tried() -> bool:  # again: it may have begun to listen only after the first
+    async def tried() -> bool:  # repeatedly: the listener may have begun only after the first attempt
         with pytest.raises(UnusableServer):
             await NatsLink.connect(intruder, name="intruder")
         return hearing.done()
@@ -164,7 +164,7 @@ async def force_and_lift(stage: Stage, page: Page) -> None:
 
 
 async def pause(stage: Stage, page: Page) -> None:
-    """Also a worker that asked before the pause gets nothing, and a provisioned server stays one."""
+    """A worker that asked before the pause gets nothing either, and the server still counts as provisioned."""
     lane = await stage.as_role("lane")
     early, late = [await lane.messages.pull(LANE, "worker") for _ in range(2)]
     await page.run("nats kv put control lanes.anisora degraded")
@@ -191,7 +191,7 @@ async def pause(stage: Stage, page: Page) -> None:
 
 
 async def drain(stage: Stage, page: Page) -> None:
-    """What is seen of a lane that leaves: `tests/integration/test_lane_worker.py` has lanes that do."""
+    """What an operator sees of a lane that leaves. In `tests/integration/test_lane_worker.py` real lanes leave."""
     heartbeat = Heartbeat(
         await stage.as_role("lane"),
         model="anisora",
@@ -231,7 +231,7 @@ async def a_poisoned_message(stage: Stage, page: Page) -> None:
     before = await stage.link.entries.get(TASKS, task_id)
     assert before is not None
     await stage.link.entries.put(TASKS, task_id, b"\0\xff")
-    assert (await stage.http.delete(f"/tasks/{task_id}")).status_code == 404  # nobody can read it
+    assert (await stage.http.delete(f"/tasks/{task_id}")).status_code == 404  # no process can read its record
     moves = rows(await page.run("nats kv history tasks", ID=task_id))
     assert [row[4] for row in moves][1:] == ["2"]  # bytes
     assert values(await page.run("nats kv get tasks", ID=task_id, REVISION=moves[0][1])) == ["pending"]
@@ -351,7 +351,7 @@ async def a_worker_that_fails(stage: Stage, page: Page) -> None:
 
 
 async def webhooks_that_are_late(stage: Stage, page: Page) -> None:
-    """A receiver that is nowhere to be found, told of a task that was cancelled."""
+    """A receiver that does not exist, and a delivery to it about a cancelled task."""
     task_id = await stage.submit(webhook={"url": "https://receiver.invalid/hook"})
     await stage.http.delete(f"/tasks/{task_id}")
 

@@ -1,4 +1,4 @@
-"""What others may do between two steps of an acceptance: here, while its image is being stored."""
+"""What other processes may do between two steps of an acceptance: here, while its image is being stored."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -30,7 +30,7 @@ FIRST, SECOND = (keyed_task_id("someone", "key", n) for n in range(2))
 
 @pytest.fixture
 async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Services]:
-    """The parts of a gateway. No lane was ever heard of."""
+    """The parts of a gateway, which has never heard of a lane."""
     async with services_on(nats_server, catalog, tmp_path) as services:
         yield services
 
@@ -41,7 +41,7 @@ def request_(catalog: Catalog) -> AcceptedRequest:
 
 
 def meanwhile(services: Services, record: Callable[[GenerationTask], GenerationTask]) -> None:
-    """After the publish and before the record of the next request, somebody else records *record* of its task."""
+    """After the publish of the next request, and before its record, another process records *record* of its task."""
     put = services.artifacts.put
 
     async def put_late(path: str, content: bytes | Path) -> None:
@@ -84,7 +84,7 @@ def images(tmp_path: Path) -> list[str]:
 async def test_a_late_worker_was_first(
     held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path
 ) -> None:
-    """It found the message too old: the record says refused, so the answer does, and nothing stays behind."""
+    """The worker found the message too old. The record says refused, so the answer does too, and nothing is left."""
     meanwhile(services, refused)
     with pytest.raises(Overloaded) as raised:
         await accept(services, request_, held=held)
@@ -97,8 +97,8 @@ async def test_a_late_worker_was_first(
 async def test_the_image_of_an_equal_request_could_not_be_stored(
     held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path
 ) -> None:
-    """Its gateway ended the task: this one is refused for the same, and the key may try again. It was given the id of a
-    task that had ended, and its receiver was told nothing (found by `make model`, in story 1821)."""
+    """That request's gateway ended the task. This request is refused for the same reason, and the key may try again. It
+    once got the id of the ended task, and its receiver got no event (found by `make model`, in story 1821)."""
     meanwhile(services, lambda task: replace(without_image(task), promised=False))
     with pytest.raises(StorageFailed):
         await accept(services, request_, held=held)
@@ -127,7 +127,7 @@ async def test_the_image_of_an_equal_request_cannot_be_stored_while_this_one_is_
 async def test_of_a_request_whose_image_cannot_be_stored_no_receiver_is_told(
     held: bool, services: Services, request_: AcceptedRequest, tmp_path: Path
 ) -> None:
-    """Nobody was given its id, whether it would have been given at once or not."""
+    """No client got its id, whether the request was held or not."""
     (tmp_path / "artifacts" / "images").write_text("a file where the folder should be")
     with pytest.raises(StorageFailed):
         await accept(services, request_, held=held)
@@ -139,7 +139,7 @@ async def test_of_a_request_whose_image_cannot_be_stored_no_receiver_is_told(
 async def test_a_held_request_is_answered_when_no_sweeper_looks(
     nats_server: NatsServer, link: NatsLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder looks itself: here the sweeper finds nothing due."""
+    """The gateway that holds the request looks itself: here the sweeper finds nothing due."""
     monkeypatch.setattr(Deadlines, "due", lambda *_, **__: [])
     catalog = load_settings(settings_file(tmp_path, wait_limit_s=1.0, degraded_margin_s=0.5)).catalog("tiny")
     artifacts = tmp_path / "artifacts"
@@ -172,7 +172,7 @@ async def test_a_worker_was_first_and_the_image_cannot_be_stored(
 async def test_the_same_key_brings_the_image_that_its_first_gateway_did_not_store(
     services: Services, request_: AcceptedRequest, tmp_path: Path
 ) -> None:
-    """That gateway died between its publish and the image, and a worker has claimed the task and waits."""
+    """That gateway died between the publish and the image. A worker has claimed the task and waits."""
     await accept(services, request_, held=False)
     first = await services.tasks.read(FIRST)
     assert first is not None
@@ -184,7 +184,7 @@ async def test_the_same_key_brings_the_image_that_its_first_gateway_did_not_stor
 
 
 async def test_all_others_with_the_key_hung_up(services: Services, request_: AcceptedRequest, tmp_path: Path) -> None:
-    """Its task was withdrawn meanwhile: it gets the next task of its key, and the image of the first one is removed."""
+    """A gateway withdrew the task meanwhile. The request gets the next task of its key; the first image is removed."""
     meanwhile(services, lambda task: lifecycle.withdraw(task, now=datetime.now(UTC)))
     accepting = accept(services, request_)
 

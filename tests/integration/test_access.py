@@ -53,7 +53,7 @@ async def test_a_caller_sees_its_own_tasks_and_no_others(system: System, keyed: 
         answer = await system.http.request(method, path, headers=bob)
         assert answer.status_code == 404, (method, path)
         if method != "HEAD":
-            # as if there were none: not even another word
+            # as if the task did not exist: not a word differs
             assert answer.json() == unknown.json(), (method, path)
     # a second key of the same caller finds it, and so does an operator
     for headers in (by(keyed.keys["alice-reads"]), operator):
@@ -113,7 +113,7 @@ async def test_a_key_names_no_class_above_its_highest(system: System, keyed: Key
 
 
 async def test_a_key_has_bounds_on_what_waits_and_runs_for_its_caller(system: System, keyed: Keyed) -> None:
-    """What is repeated with its Idempotency-Key is no new task, and passes."""
+    """A request that is repeated with its Idempotency-Key is no new task, and passes."""
     presented = await add(
         system.link, "bounded", ("submit", "read"), max_waiting=2, max_running=1, now=datetime.now(UTC)
     )
@@ -126,7 +126,7 @@ async def test_a_key_has_bounds_on_what_waits_and_runs_for_its_caller(system: Sy
     assert "2 tasks of yours wait, and this key allows 2" in refused.json()["detail"]
     assert "retry-after" in refused.headers
     assert await submit(system, presented, **same) == first
-    await submit(system, keyed.keys["bob"])  # the bounds of one caller are nobody else's
+    await submit(system, keyed.keys["bob"])  # a caller's bounds limit no other caller
     await system.claim(second)
 
     async def runs() -> bool:
@@ -138,7 +138,7 @@ async def test_a_key_has_bounds_on_what_waits_and_runs_for_its_caller(system: Sy
 
 
 async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
-    """Each request is also wrong in all the ways that come later in the order."""
+    """Each request also has all the faults that come later in the order."""
     await system.link.entries.put("control", "lanes.anisora", b"degraded")
     try:
         limited = await worn_out(system, keyed.gateway.url, "alice", "submit")
@@ -187,7 +187,8 @@ async def test_the_order_of_refusals_of_the_switch(system: System, keyed: Keyed)
 
 @pytest.mark.parametrize("target", ["POST /generate", "PUT /admin/lanes/anisora/mode"])
 def test_without_a_key_no_body_is_waited_for(keyed: Keyed, target: str) -> None:
-    """The gateway answers before one byte of the body is sent. If the length is undeclared, it also hangs up."""
+    """The gateway answers before a byte of the body is sent. If the length is undeclared, it also closes the
+    connection."""
     head = f"{target} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
     declared = exchange(keyed.gateway.port, head + b"Content-Length: 1000\r\n\r\n")
     assert declared.startswith(b"http/1.1 401")
@@ -221,7 +222,7 @@ async def test_a_key_over_its_rate_learns_when_to_come_back(system: System, keye
     answer = await system.http.get("/tasks", headers=limited)
     assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
     assert 0 < int(answer.headers["retry-after"]) <= 3_600
-    # each gateway counts for itself, and each key by itself
+    # each gateway counts alone, and each key separately
     async with httpx.AsyncClient(base_url=keyed.tls.url, verify=keyed.tls.certificate.trust()) as http:
         assert (await http.get("/tasks", headers=limited)).status_code == 200
         assert (await http.get("/tasks", headers=limited)).status_code == 429
@@ -248,7 +249,7 @@ async def test_a_key_counts_on_every_gateway_until_it_is_revoked(system: System,
     await eventually(both_are_answered)
     await revoke(system.link, presented.id, now=datetime.now(UTC))
     await every_gateway_answers(keyed, presented, 401)
-    # who was let in before learns nothing more
+    # a client that was let in before gets nothing more
     claimed = await system.claim(task_id)
     assert claimed.status is TaskStatus.PROCESSING
     await asyncio.wait_for(following, 60)
@@ -293,7 +294,7 @@ def test_https_is_served_and_plain_http_is_not(keyed: Keyed) -> None:
 
 
 async def test_a_refusal_is_traced_to_its_caller_by_its_line_in_the_log(keyed: Keyed, system: System) -> None:
-    """By the name of the key, also of one that is revoked or sent with a wrong secret; otherwise by the address."""
+    """The line has the name of the key, even if it is revoked or sent with a wrong secret; else it has the address."""
     alice, reader = keyed.keys["alice"], keyed.keys["alice-reads"]
     wrong = Presented(alice.id, "0" * 64)
     gone = await make(system.link, "carol", "read")

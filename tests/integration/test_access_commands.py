@@ -1,4 +1,4 @@
-"""Commands and API keys, with real gateways: which key a command shows, and whom it trusts."""
+"""Commands and API keys, with real gateways: which key a command presents, and which server it trusts."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ async def test_the_commands(system: System, keyed: Keyed) -> None:
         assert secret not in printed
         assert stored.secret_sha256 not in printed
 
-    # of a key that leaked, its text may be all that is known
+    # of a leaked key an operator may know only the text
     revoked = await asyncio.to_thread(run, "keys", "revoke", made.stdout.strip(), *nats)
     assert (revoked.returncode, revoked.stdout) == (0, f"revoked: key {key_id} of dora@example.org\n")
     await every_gateway_answers(keyed, Presented(key_id, secret), 401)

@@ -1,5 +1,5 @@
 """How `admin` can damage the system, as the runbook's table says: verb by verb, by the real NATS CLI, on a gateway
-with workers that go on meanwhile. Some things come back by themselves; for the rest, the state is what the table says.
+with workers that go on meanwhile. Some things recover by themselves; for the rest, the state is as the table says.
 
 A row of the table without a test here fails, and so does a bucket or a queue that no row names.
 """
@@ -60,7 +60,7 @@ Route = Literal["lane", "degraded"]
 
 
 class Scene:
-    """A gateway with a lane and a degraded worker that a test calls in, each with the rights of its role."""
+    """A gateway, with a lane and a degraded worker that a test can start, each with the rights of its role."""
 
     def __init__(self, system: System, catalog: Catalog, folder: Path) -> None:
         self.system, self.catalog, self.folder = system, catalog, folder
@@ -71,8 +71,8 @@ class Scene:
         return wanted(self.catalog, keep_s=KEEP_S)
 
     async def admin(self, command: str) -> str:
-        """Types a `nats` command as the runbook has it, and `y` where it asks; what it prints. It asks on a terminal
-        alone, and of the streams of buckets even with `--force`."""
+        """Types a `nats` command as the runbook has it, and `y` where it asks; returns what it prints. It asks only on
+        a terminal, and about the streams of buckets even with `--force`."""
         typed = f"PYTHONPATH={ROOT} {sys.executable} -m tests.kit.terminal nats --context $ADMIN {command}"
         shell = await in_shell(typed, self.system.gateway.nats, self.folder)
         output, _ = await asyncio.wait_for(shell.communicate(), 60)
@@ -86,7 +86,7 @@ class Scene:
         return link
 
     async def worker(self, route: Route) -> Worker:
-        """One that ends each task at once."""
+        """A worker that ends each task at once."""
         stream = LANE if route == "lane" else DEGRADED
         worker = Worker(
             await self.link(route), self.catalog.windows, self.system.gateway.data_dir, route, stream=stream
@@ -155,8 +155,8 @@ async def rm_of_a_queues_consumer(scene: Scene) -> None:
 
 
 async def rm_of_a_watchs_consumer(scene: Scene) -> None:
-    """Of every bucket that the gateway follows; it hears of what is written afterwards. That of every other process is
-    in `tests/e2e/test_watches_gone.py`."""
+    """Every bucket that the gateway follows loses its consumers, and the gateway still sees what is written afterwards.
+    `tests/e2e/test_up.py` does this to the consumers of all processes."""
     await scene.worker("lane")
     for bucket in scene.want.buckets:
         stream = bucket_stream(bucket.name)
@@ -170,7 +170,7 @@ async def next_of_a_queue(scene: Scene) -> None:
     kept = await scene.submit()
     shown = await scene.admin(f"consumer next {LANE} {WORK_CONSUMER} --no-ack --raw")
     assert kept in shown
-    taken = await scene.submit()  # only now: nobody takes it, so it leaves the lane's queue after `WAIT_S`
+    taken = await scene.submit()  # only now: no worker takes it, so it leaves the lane's queue after `WAIT_S`
     shown = await scene.admin(f"consumer next {LANE} {WORK_CONSUMER} --raw --ack")
     assert taken in shown
     await scene.worker("degraded")
@@ -210,7 +210,7 @@ async def keys_of_workers(scene: Scene) -> None:
         for verb in ("kv del {} {} --force", "kv purge {} {} --force", "kv put {} {} poison"):
             await scene.admin(verb.format(bucket, key))
             await scene.stands_again(bucket, key, not_=b"poison")
-    # the leader's key is a claim: whoever takes it away ends the leadership, and a candidate takes it anew
+    # the leader's key is a claim: its removal ends the leadership, and a candidate takes it again
     for verb in ("kv del", "kv purge"):
         await scene.admin(f"{verb} {LEADER} {LEADER_KEY} --force")
         await leader.campaign()
@@ -234,7 +234,7 @@ async def keys_of_control(scene: Scene) -> None:
 
 
 async def keys_of_figures(scene: Scene) -> None:
-    """They are only shown, and nothing depends on them: the next entry is written as usual."""
+    """Gateways only show these keys, and nothing depends on them: the next entry is written as usual."""
     await scene.submit("degraded")
     await scene.stands_again(FALLBACKS, "anisora")
     for verb in ("kv del {} {} --force", "kv purge {} {} --force", "kv put {} {} poison"):
@@ -268,7 +268,7 @@ async def purge_of_the_records(scene: Scene) -> None:
     await scene.answers(ended, 404)
     await scene.worker("lane")
     await scene.ends(served)
-    # nobody takes it: its message goes after 30 s, and of the task nothing is left
+    # no worker takes it: its message expires after 30 s, and nothing of the task is left
     await scene.answers(lost, 404)
 
 
@@ -280,7 +280,7 @@ async def purge_of_another_bucket(scene: Scene) -> None:
     )
     heartbeat.set(LaneState.WARM)
     scene.running(heartbeat.run())
-    await scene.system.lane_is(LaneState.WARM, model="phr00t")  # nobody's: it does not come back
+    await scene.system.lane_is(LaneState.WARM, model="phr00t")  # no process writes this one: it does not come back
     await scene.admin(f"kv put {CONTROL} {control_key('anisora')} degraded")
     for bucket in (LANES, CONTROL, SLOTS, LEADER, FALLBACKS, COLD_STARTS):
         await scene.admin(f"stream purge {bucket_stream(bucket)} --force")
@@ -309,7 +309,7 @@ async def rm_of_a_stream(scene: Scene) -> None:
 
 
 async def keys_of_callers(scene: Scene) -> None:
-    """`tests/integration/test_access.py` has gateways that let nobody in any more."""
+    """In `tests/integration/test_access.py` gateways then let no client in any more."""
     await scene.system.link.entries.put(KEYS, "k", b"{}")
     await scene.admin(f"kv del {KEYS} k --force")
     assert await scene.value(KEYS, "k") is None
@@ -354,8 +354,8 @@ def test_every_row_has_its_test() -> None:
 
 
 async def test_what_operator_can_put_among_the_records_is_no_record(scene: Scene) -> None:
-    """The one gap that its rights leave (ADR 0033): it can have entries of another bucket delivered to the record of
-    the task in hand, to which the worker listens. They keep their own name there."""
+    """The one gap that the operator's rights leave (ADR 0033): it can have entries of another bucket delivered to the
+    subject of the record of the task in hand, to which the worker listens. They keep their own name there."""
     worker = await scene.worker("lane")
     worker.runner.may_end.clear()
     task_id = await scene.submit()

@@ -1,4 +1,4 @@
-"""What a supervisor does for a lane that died: its entry in KV `cold_starts`, and the task that it had in hand."""
+"""What a supervisor does for a dead lane: it writes its entry in KV `cold_starts`, and gives its task back."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -51,7 +51,7 @@ def test_two_entries_of_one_process(other: ColdStart, expected: bool) -> None:
 
 
 async def stored(link: NatsLink) -> list[str]:
-    """The details of what the bucket holds, the oldest first."""
+    """The details of the entries in the bucket, the oldest first."""
     known = ColdStarts()
     await known.start(link)
     return [start.detail for start in known.newest_first()][::-1]
@@ -75,14 +75,15 @@ async def test_a_lost_start_is_stored_unless_the_lane_stored_it_itself(link: Nat
     for number in range(3):
         starts.lost(start(10 * number, 10 * number + 5, detail=f"life {number}"))
     await all_reported(starts)
-    # in the order in which they ended: the first of them is known by the word of its own lane
+    # in the order in which they ended; the lane itself reported the first of them
     assert await stored(link) == ["its own", "beside", "life 1", "life 2"]
 
 
 async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
     link: NatsLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It once was: an older revision replaced the one that the watch had brought, and `store` failed for ever."""
+    """It once was forgotten: an older revision replaced the one that the watch had brought, and `store` failed for
+    ever."""
     starts = LostStarts(link)
     await starts.start()
     update, get = link.entries.update, link.entries.get
@@ -94,7 +95,7 @@ async def test_an_entry_that_the_watch_brings_during_the_read_is_not_forgotten(
 
     async def slow(bucket: str, key: str) -> Entry | None:
         last = await get(bucket, key)
-        # a watch begun later has brought it, so that the one of `starts` has too
+        # a later watch has brought it, so the watch of `starts` has too
         await eventually(lambda: is_stored(link, "before"))
         return last
 
@@ -176,7 +177,7 @@ async def test_a_task_whose_owner_was_reaped_is_given_back(link: NatsLink) -> No
         "worker_lost",
         f"the process of anisora-0 ended: {HOW}",
     )
-    await give_back(link, InHand(task_id=TASK_ID, owner="owner-1"), how=HOW)  # its write was not answered: once more
+    await give_back(link, InHand(task_id=TASK_ID, owner="owner-1"), how=HOW)  # a retry, as after a lost answer
     assert (await record(link))[1] == revision
 
 

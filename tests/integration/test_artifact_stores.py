@@ -1,5 +1,5 @@
-"""One suite for every kind of artifact store: a folder, moto, and SeaweedFS, which judges signatures. What S3 alone can
-do wrong is shown on moto, which is told to."""
+"""One suite for every kind of artifact store: a folder, moto, and SeaweedFS, which checks signatures. moto shows what
+only S3 can do wrong: the tests make it misbehave."""
 
 import asyncio
 import os
@@ -42,7 +42,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Artifacts]:
-    """An empty store of each kind. Those of a bucket share it, each with a prefix of its own."""
+    """An empty store of each kind. Stores in one bucket have a prefix each."""
     if request.param == "folder":
         yield await open_artifacts(FolderPlace(tmp_path / "store"))
         return
@@ -198,8 +198,8 @@ async def test_a_bucket_that_is_not_there_is_refused(moto: Moto, monkeypatch: py
 
 
 async def test_a_folder_that_takes_nothing_is_refused_to_whoever_writes_videos() -> None:
-    """As a volume that was mounted read-only. A gateway still serves what is in it."""
-    place = FolderPlace(Path("/sys"))  # nobody can write here, whoever runs the tests
+    """As with a volume that is mounted read-only. A gateway still serves what is in it."""
+    place = FolderPlace(Path("/sys"))  # no user can write here
     await open_artifacts(place)
     with pytest.raises(StorageFailed, match=rf"cannot use /sys: .* writable for user {os.getuid()} and to have room"):
         await open_artifacts(place, writes_videos=True)
@@ -207,13 +207,13 @@ async def test_a_folder_that_takes_nothing_is_refused_to_whoever_writes_videos()
 
 @pytest.mark.parametrize("writes_videos", [False, True])
 async def test_a_folder_that_says_a_new_file_is_not_there_is_refused(writes_videos: bool) -> None:
-    """The library would make the folder, which is there, and try again, for ever and on a whole core."""
+    """Otherwise the library would make the folder, which exists, and try again, for ever and on a whole core."""
     with pytest.raises(StorageFailed, match="cannot use /proc: no file can be made in it"):
         await open_artifacts(FolderPlace(Path("/proc")), writes_videos=writes_videos)
 
 
 async def test_a_link_into_a_disk_that_is_away_is_reported(tmp_path: Path) -> None:
-    """Likewise."""
+    """The library would loop here as well."""
     (tmp_path / "videos").symlink_to(tmp_path / "away")
     artifacts = await open_artifacts(FolderPlace(tmp_path))
     for write in (artifacts.put, artifacts.put_new):
@@ -239,7 +239,7 @@ def test_doctor_asks_a_bucket_and_changes_nothing(moto: Moto, monkeypatch: pytes
 async def test_a_store_that_does_not_do_its_work(
     moto: Moto, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, way: str
 ) -> None:
-    """Every call fails with StorageFailed, and nothing else waits: the loop goes on."""
+    """Every call fails with StorageFailed, and nothing else waits: the event loop goes on."""
     use(monkeypatch, f"http://127.0.0.1:{free_port()}" if way == "away" else moto.endpoint)
     for name, value in {"ANSWER_S": 0.3, "REQUEST_S": 0.3, "RETRIES_S": 0.5, "PROVE_S": 0.5}.items():
         monkeypatch.setattr(artifact_place, name, value)

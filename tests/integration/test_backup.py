@@ -1,4 +1,4 @@
-"""A backup that is taken while tasks go on, and what comes back from it on a server that lost everything."""
+"""A backup that is taken while tasks go on, and its restore on a server that lost everything."""
 
 import asyncio
 import contextlib
@@ -55,7 +55,7 @@ async def save(link: NatsLink, catalog: Catalog, folder: Path) -> BackupManifest
 
 
 async def bring_back(link: NatsLink, folder: Path) -> int:
-    """Restores, and says how many tasks have not ended."""
+    """Restores, and returns how many tasks have not ended."""
     return (await restore(link, folder, lambda *_: None, replicas=None))[1]
 
 
@@ -87,14 +87,15 @@ async def fork_server() -> AsyncIterator[SharedForkServer]:
     await server.close_at_last()
 
 
-# What is submitted while a system is saved: no more than the lane takes later within the wait limit, on a busy machine.
+# How many tasks are submitted during the backup: no more than the lane takes later within the wait limit, on a busy
+# machine.
 MEANWHILE_MAX: Final = 5
 
 
 async def test_every_task_ends_once_after_the_server_lost_its_disk(
     tmp_path: Path, fork_server: SharedForkServer
 ) -> None:
-    """It is saved while clients submit. Done records come back byte for byte, and unfinished tasks end, once."""
+    """The backup is taken while clients submit. Done records come back byte for byte; unfinished tasks end, once."""
     settings = settings_file(tmp_path, wait_limit_s=12, lease_s=2, lease_renew_s=0.5, reconnect_grace_s=0.5)
     catalog = load_settings(settings).catalog("tiny")
     gateway = GatewayProcess(tmp_path)
@@ -118,7 +119,7 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
         for task_id in finished:
             await system.becomes(task_id, TaskStatus.DONE, epoch=0)
         await lane.leave()
-        await system.lane_is(LaneState.WARM, model="phr00t")  # nobody takes what comes now
+        await system.lane_is(LaneState.WARM, model="phr00t")  # no worker takes the next tasks
         waiting = [await submit() for _ in range(5)]
         running = [await submit() for _ in range(2)]
         for task_id in running:
@@ -212,7 +213,7 @@ async def place(link: NatsLink, task: GenerationTask) -> None:
 async def test_a_record_that_outruns_its_snapshot_comes_back(
     nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """A record with more moves during the snapshot than the bucket's history is long is missing from the snapshot."""
+    """A record that moves more often during the snapshot than the bucket's history is long is missing from it."""
     for number in range(40):  # 12 MB before it: more than the server sends ahead of its client
         await link.entries.put(TASKS, f"filler-{number}", bytes([number]) + random_bytes(300_000))
     task = processing_task(lease_s=20)
@@ -236,7 +237,7 @@ async def test_a_record_that_outruns_its_snapshot_comes_back(
             moved.set()
             mover = threading.Thread(target=lambda: asyncio.run(move_on()))
             mover.start()
-            mover.join()  # the backup stands still meanwhile, and with it the server
+            mover.join()  # the backup waits meanwhile, and the server with it
 
     await backup(link, wanted(catalog, keep_s=KEEP_S), tmp_path / "backup", on_bytes)
     assert moved.is_set()
@@ -302,7 +303,7 @@ async def test_the_layout_is_that_of_the_nats_cli(link: NatsLink, catalog: Catal
         assert f'"name": "{stream.name}"' in meta
         assert '"state"' in meta
         assert (folder / "stream.arc.s2").read_bytes().startswith(S2_MAGIC)
-    # prompts stand in it
+    # the backup contains prompts
     made = [tmp_path / "backup", *(tmp_path / "backup").rglob("*")]
     assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o600, 0o700}
     assert not (tmp_path / "backup.part").exists()
@@ -368,4 +369,4 @@ async def test_a_restore_that_breaks_off_removes_what_it_brought(
             await restore(link, tmp_path / "backup", break_off, replicas=None)
         assert (await js_of(link).account_info()).streams == 0
         assert await bring_back(link, tmp_path / "backup") == 0
-    nats_server.kill()  # a stop would wait for the rest of what broke off
+    nats_server.kill()  # a stop would wait for the rest of the interrupted transfer

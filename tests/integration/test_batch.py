@@ -1,4 +1,4 @@
-"""`POST /generate/batch`: all of it is accepted or nothing is (ADR 0053)."""
+"""`POST /generate/batch`: the gateway accepts all of it or nothing (ADR 0053)."""
 
 import asyncio
 import contextlib
@@ -54,7 +54,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 @pytest.fixture
 async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
-    """Its queue is empty, and is emptied afterwards."""
+    """The gateway's system, whose queue is empty, and is emptied afterwards."""
     link = await NatsLink.connect(gateway.nats.url, name="test")
     async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as http:
         yield System(gateway, link, http)
@@ -81,7 +81,7 @@ async def test_every_request_becomes_a_task_in_its_place(system: System) -> None
     assert tasks[2]["parameters"]["seed"] == 7
     assert {task["id"] for task in await pending(system.http)} == {task["id"] for task in tasks}
     assert await system.depth() == 3
-    for task in tasks:  # their ids were given away: nobody takes them back
+    for task in tasks:  # clients have their ids: the gateway does not take them back
         assert (await system.record(task["id"]))[0].promised
 
 
@@ -192,7 +192,7 @@ async def test_what_was_placed_is_taken_back_and_the_key_may_try_again(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def none(*_: object) -> None:
-        """Finds places for all: somebody is faster between this look and the first task."""
+        """Finds places for all: another client is faster between this look and the first task."""
 
     monkeypatch.setattr(Batches, "_require_places", none)
     others = await accepted(services, numbered(20))
@@ -212,7 +212,7 @@ async def test_what_was_placed_is_taken_back_and_the_key_may_try_again(
 
 
 async def test_one_that_runs_already_is_taken_back_too(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker was faster than the rest of the batch: the task is ended under its hands, and its key makes another."""
+    """A worker was faster than the rest of the batch: the gateway ends the task that it runs. The key makes another."""
     place = Admission.place
     placed: list[Snapshot] = []
 
@@ -242,7 +242,7 @@ async def test_one_that_runs_already_is_taken_back_too(services: Services, monke
 async def test_an_equal_batch_that_took_its_tasks_back_leaves_the_next_id_of_the_key(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was taken back after this one had looked for what its key has made."""
+    """Its tasks were taken back after this batch had looked for the tasks of its key."""
     first = await accepted(services, numbered(1), "k")
     moved = await services.tasks.move(
         first[0].task.id, lambda task, _: lifecycle.take_back(task, now=datetime.now(UTC))
@@ -254,7 +254,7 @@ async def test_an_equal_batch_that_took_its_tasks_back_leaves_the_next_id_of_the
 
 
 async def test_what_an_equal_batch_was_answered_with_stays(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This one joined its tasks and could not place the last of its own: it takes back what it made alone."""
+    """This batch joined the other's tasks and could not place its last one: it takes back only what it made itself."""
     first = await accepted(services, numbered(2), "k")
     looks_too_early(monkeypatch)
     place = Admission.place
@@ -275,7 +275,7 @@ async def test_what_an_equal_batch_was_answered_with_stays(services: Services, m
 async def test_what_an_equal_batch_was_answered_with_is_not_taken_back(
     services: Services, monkeypatch: pytest.MonkeyPatch, on_lane: bool
 ) -> None:
-    """It joined the first task of this batch, and made the second, which this one could not."""
+    """The other batch joined the first task of this batch, and made the second, which this one could not make."""
     if on_lane:
         await report_lane(services)
     answered: list[Snapshot] = []
@@ -296,7 +296,7 @@ async def test_what_an_equal_batch_was_answered_with_is_not_taken_back(
 async def test_what_an_equal_batch_takes_back_is_made_anew(
     services: Services, monkeypatch: pytest.MonkeyPatch, on_lane: bool
 ) -> None:
-    """This batch had joined the first task, and is answered with another."""
+    """This batch had joined the first task, and gets another one in its answer."""
     if on_lane:
         await report_lane(services)
 
@@ -336,7 +336,7 @@ async def report_lane(services: Services) -> None:
 def before_the_second(
     monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Awaitable[None]], *, times: int = 1
 ) -> None:
-    """Calls *meanwhile* just before the second task of a batch is made, so many *times*."""
+    """Calls *meanwhile* just before the second task of a batch is made, for the first *times* batches."""
     place, left = Admission.place, itertools.count(times, -1)
 
     async def disturbed(self: Admission, request: Any, sender: Any, task_id: str) -> Placed:
@@ -348,7 +348,7 @@ def before_the_second(
 
 
 def looks_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For each request of a batch, the first look at what its key has made finds nothing."""
+    """For each request of a batch, the first look for the task of its key finds nothing."""
     identify = Admission.identify
     looked = set[str | None]()
 

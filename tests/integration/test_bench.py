@@ -1,4 +1,4 @@
-"""`make bench`, shortened: that its figures can be had, and that the limit stores what the gateway stores."""
+"""`make bench`, shortened: all its figures can be measured, and the limit stores what the gateway stores."""
 
 import contextlib
 import re
@@ -48,7 +48,7 @@ FIGURES = {"per_s", "p50_ms", "p99_ms", "cpu_s", "busy_percent", "peak_mb", "oth
 
 
 def quiet(_: str) -> None:
-    """Progress, which nobody reads here."""
+    """Drops a progress line, which nobody reads here."""
 
 
 async def test_accept_and_poll_can_be_measured() -> None:
@@ -58,7 +58,7 @@ async def test_accept_and_poll_can_be_measured() -> None:
 
 
 def shared(leave: contextlib.AsyncExitStack) -> list[Contender]:
-    """Warmlane and the limit, each started once and not for each part: their starts are what costs most here."""
+    """Warmlane and the limit, each started once and not for each part: their starts take most of the time here."""
     running: dict[str, Stack] = {}
 
     def once(contender: Contender) -> Contender:
@@ -98,8 +98,8 @@ async def judge_figures(every: list[Contender], cores: Cores) -> None:
 
 
 async def test_overhead_and_swap_can_be_measured(tmp_path: Path) -> None:
-    """With tiny pipelines, and on one service: the degraded worker keeps a pipeline as well, as long as nobody asks
-    for the other one."""
+    """With tiny pipelines, and on one service: the degraded worker keeps its pipeline as well, until a task needs the
+    other one."""
     cores = apart(usable_cores())
     settings = settings_file(tmp_path)
     models_dir, folder = tmp_path / "models", tmp_path / "service"
@@ -128,7 +128,7 @@ async def test_overhead_and_swap_can_be_measured(tmp_path: Path) -> None:
 
 
 async def test_overload_and_growth_can_be_measured() -> None:
-    """One gateway with one degraded worker is all that both need here: it serves whatever has no lane."""
+    """Both need only one gateway with one degraded worker, which serves all models without a lane."""
     cores = apart(usable_cores())
     async with contextlib.AsyncExitStack() as leave:
         folder = leave.enter_context(empty_folder())
@@ -151,7 +151,7 @@ async def judge_growth(every: list[Contender], cores: Cores) -> None:
     assert reads == {
         finished(POLL_LIVE, 2): 0,
         finished(POLL_LIVE, 1_000): 0,
-        finished(POLL_NEW, 2): 1,  # here the other level's 1,000 came to the same gateway after it
+        finished(POLL_NEW, 2): 1,  # here the other level's 1,000 tasks came to the same gateway later
         finished(POLL_NEW, 1_000): 0,
         finished(POLL_OLD, 1_000): 1,
     }
@@ -193,7 +193,7 @@ async def test_a_peer_runs_what_it_accepts(name: str) -> None:
 
 
 async def judge_record(stack: Stack) -> None:
-    """What is accepted can be asked for."""
+    """A client can ask for an accepted task."""
     line = await connect(stack.address)
     try:
         accepted = msgspec.json.decode((await line.ask(stack.post())).body)

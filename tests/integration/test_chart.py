@@ -1,5 +1,5 @@
-"""The Helm chart, for each of its values files: as Helm renders it, and as a real API server takes it. What runs of it
-on a real node, `make kubernetes` shows."""
+"""The Helm chart, for each of its values files: as Helm renders it, and as a real API server accepts it.
+`make kubernetes` shows what runs of it on a real node."""
 
 import base64
 import json
@@ -26,7 +26,7 @@ from tests.kit.tools import Tool, tool
 pytestmark = pytest.mark.tools
 
 ROOT: Final = Path(__file__).parents[2]
-# Each file, and what no file has: a name, and what Helm is told.
+# Each file, and values that no file has: a name, and Helm's arguments.
 VALUES: Final[Mapping[str, tuple[str, ...]]] = {
     "values.yaml": (),
     **{path.name: ("--values", str(path)) for path in sorted(Helm.CHART.glob("values-*.yaml"))},
@@ -61,7 +61,7 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """With the resources of KEDA and of the Prometheus operator."""
+    """A server with the resources of KEDA and of the Prometheus operator."""
     with api_server(tmp_path_factory.mktemp("kubernetes")) as api:
         definitions: Tool
         for definitions in ("keda-crds", "prometheus-operator-crds"):
@@ -81,12 +81,12 @@ def pods(objects: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-# ── as the API server takes it ───────────────────────────────────────────────────────────────────────────────────────
+# ── at the API server ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @each_values
 def test_a_real_api_server_takes_every_object(values: tuple[str, ...], helm: Helm, server: ApiServer) -> None:
-    """Strictly: a field that it does not know is an error."""
+    """The validation is strict: an unknown field is an error."""
     rendered = helm.rendered(*values)
     taken = server.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", given=rendered)
     assert taken.count("server dry run") == len(helm.objects(*values))
@@ -94,7 +94,7 @@ def test_a_real_api_server_takes_every_object(values: tuple[str, ...], helm: Hel
 
 @each_values
 def test_a_namespace_that_restricts_its_pods_takes_them(values: tuple[str, ...], helm: Helm, server: ApiServer) -> None:
-    """The strictest of the Pod Security Standards; a folder of the node for the models is what it forbids."""
+    """The strictest of the Pod Security Standards. It only forbids that a folder of the node holds the models."""
     rendered = helm.rendered(*values)
     server.kubectl("label", "namespace", "default", "--overwrite", "pod-security.kubernetes.io/warn=restricted")
     said = server.warnings("apply", "--dry-run=server", "--filename=-", given=rendered)
@@ -200,7 +200,7 @@ def test_a_worker_has_time_to_finish_its_run(values: tuple[str, ...], helm: Helm
 def test_the_commands_understand_what_they_are_given(
     values: tuple[str, ...], helm: Helm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Read by the commands' own parsers; a variable that nobody reads is a mistake of the chart."""
+    """The commands' own parsers read it. A variable that no command reads is a mistake of the chart."""
     assert isinstance(cli, LazyGroup)
     for name, pod in pods(helm.objects(*values)).items():
         (container,) = pod["containers"]
@@ -226,7 +226,7 @@ def test_the_commands_understand_what_they_are_given(
 
 @each_values
 def test_a_lane_has_a_card_for_itself(values: tuple[str, ...], helm: Helm) -> None:
-    """FR-010: and the allocator's settings where it has one."""
+    """A lane with a card also has the allocator's settings (FR-010)."""
     objects = helm.objects(*values)
     for name, pod in pods(objects).items():
         (container,) = pod["containers"]
@@ -292,7 +292,7 @@ def test_a_lane_that_is_scaled_follows_its_demand_and_never_goes_to_none(helm: H
         assert "replicas" not in lane["spec"]
         assert scaled["spec"]["scaleTargetRef"] == {"name": "w-warmlane-lane-anisora"}
         assert scaled["spec"]["minReplicaCount"] == 1
-        rules = ScaledObject.of_chart()  # as they are simulated
+        rules = ScaledObject.of_chart()  # the rules of the simulation
         assert scaled["spec"]["maxReplicaCount"] == rules.most
         behavior = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
         assert behavior["scaleUp"] == {"stabilizationWindowSeconds": 0}

@@ -1,5 +1,6 @@
-"""Which cards the chart's pods get, on the real scheduler: counted ones of a device plugin, and claims (ADR 0057), with
-MIG, and one claim that the degraded worker shares with its standby (ADR 0058). Nodes and devices are objects."""
+"""Which cards the chart's pods get, on the real scheduler: counted cards of a device plugin, and claims (ADR 0057),
+with MIG, and one claim that the degraded worker shares with its standby (ADR 0058). Nodes and devices are only objects.
+"""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -10,7 +11,7 @@ from tests.kit.kubernetes import ApiServer, Helm, api_server
 
 pytestmark = pytest.mark.tools
 
-# No volume is to be had of anybody: videos are in S3, and nats-server is elsewhere.
+# This cluster provides no volumes: videos are in S3, and nats-server is elsewhere.
 ELSEWHERE: Final = (
     "--set=profile=production,artifacts.s3=s3://bucket/prefix,nats.mode=external,nats.url=nats://nats:4222"
 )
@@ -45,7 +46,7 @@ class Place:
         self._server.kubectl("label", "node", name, f"place={self.name}")
 
     def devices(self, node: str, driver: str, *attributes: dict[str, Any]) -> None:
-        """What a DRA driver would publish of *node*: a device for each of *attributes*."""
+        """Publishes what a DRA driver would publish of *node*: a device for each of *attributes*."""
         devices = [{"name": f"card-{number}", "attributes": each} for number, each in enumerate(attributes)]
         pool = {"name": f"{node}-{driver}", "generation": 1, "resourceSliceCount": 1}
         spec = {"driver": driver, "nodeName": node, "pool": pool, "devices": devices}
@@ -62,7 +63,7 @@ class Place:
         )
 
     def workers(self) -> dict[str, str]:
-        """Where each worker is, or why it is nowhere, by its Deployment and a number."""
+        """The node of each worker, or why it has none, by the worker's Deployment and a number."""
         found: dict[str, str] = {}
         selector = "app.kubernetes.io/component in (lane, degraded)"
         for pod in self._server.get("pods", f"--namespace={self.name}", f"--selector={selector}"):
@@ -72,7 +73,7 @@ class Place:
         return found
 
     def settled(self, count: int) -> dict[str, str]:
-        """The same, once the scheduler has looked at *count* of them."""
+        """The same, once the scheduler has looked at *count* workers."""
 
         def all_known() -> dict[str, str] | None:
             found = self.workers()
@@ -91,7 +92,7 @@ def why_not(pod: dict[str, Any]) -> str:
 
 
 def test_a_device_plugin_counts_the_cards(server: ApiServer, helm: Helm) -> None:
-    """Three cards are enough for two lanes and the degraded worker, and a third lane is told why it has none."""
+    """Three cards are enough for two lanes and the degraded worker; the third lane's pod says why it has none."""
     place = Place(server, helm, "counted")
     place.node("node-a", **{"nvidia.com/gpu": "3"})
     plugin = "--set=worker.card.by=device-plugin,degraded.replicas=1"
@@ -114,8 +115,8 @@ def test_mig_slices_are_counted_alike(server: ApiServer, helm: Helm) -> None:
 
 
 def test_two_degraded_workers_share_one_card_by_a_claim(server: ApiServer, helm: Helm) -> None:
-    """Two lanes, a leader and its standby on three cards; the claim keeps the two on one node. A third lane finds no
-    card; MIG slices of the right profile are taken by the same way."""
+    """Two lanes, a leader and its standby share three cards; the claim keeps leader and standby on one node. A third
+    lane finds no card. MIG slices of the right profile are claimed in the same way."""
     place = Place(server, helm, "claimed")
     card = {"type": {"string": "gpu"}}
     for node, cards in (("node-c", 2), ("node-d", 1)):
@@ -161,7 +162,7 @@ def test_mig_slices_are_claimed_by_their_profile(server: ApiServer, helm: Helm) 
 
 
 def test_a_node_is_drained_of_one_lane_of_a_model_at_a_time(server: ApiServer, helm: Helm) -> None:
-    """By the PodDisruptionBudget, once the lanes are ready."""
+    """The PodDisruptionBudget ensures this, once the lanes are ready."""
     place = Place(server, helm, "drained")
     place.node("node-f", **{"nvidia.com/gpu": "5"})
     place.install("--set=worker.card.by=device-plugin,degraded.replicas=1,lanes.anisora.replicas=2")

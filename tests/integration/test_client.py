@@ -127,7 +127,7 @@ def test_a_refusal_for_lack_of_room_names_the_cause(gateway: ScriptedGateway, tm
 def test_a_task_that_cannot_move_is_not_followed_for_ever(
     gateway: ScriptedGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example when the disk of the server became full after the task was accepted."""
+    """This happens, for example, when the disk of the server becomes full after the task was accepted."""
     monkeypatch.setattr("ops.commands.api.client.STUCK_AFTER_S", 0.0)
     well = {"degraded_worker": True, "models": {}, "troubles": ["the queue's storage is nearly full"]}
     gateway.script = [Answer(202, PENDING, etag='"1"'), Answer(200, well), Answer(304), Answer(503, NOT_READY)]
@@ -138,10 +138,10 @@ def test_a_task_that_cannot_move_is_not_followed_for_ever(
 
 
 def test_a_key_that_asked_too_often_waits_for_its_turn(gateway: ScriptedGateway, tmp_path: Path) -> None:
-    """At every step, and as long as `Retry-After` says."""
+    """The client waits at every step, as long as `Retry-After` says."""
     limited = problem(429, "rate_limited", retry_after_s=0.01)
     gateway.script = [
-        *[limited] * 5,  # more often than a lost answer would be asked for again
+        *[limited] * 5,  # more often than the client would retry after a lost answer
         Answer(202, PENDING, etag='"1"'),
         limited,
         Answer(200, DONE, etag='"3"'),
@@ -160,7 +160,7 @@ def test_a_retry_after_that_is_far_off_is_printed_and_not_waited_for(gateway: Sc
 
 
 def test_a_busy_system_is_asked_again_as_it_says(gateway: ScriptedGateway, tmp_path: Path) -> None:
-    """Every way to be busy, with one key: refused at once, refused by a proxy, or ended as a task that nobody took."""
+    """All ways to be busy, with one key: refused at once, refused by a proxy, or ended because no worker took it."""
     proxy = Answer(503, b"<html>Service Unavailable")
     proxy.retry_after = "0"
     error = {"code": "queue_overloaded", "message": "no worker took it within 30 s"}
@@ -178,7 +178,7 @@ def test_a_busy_system_is_asked_again_as_it_says(gateway: ScriptedGateway, tmp_p
         patch.setattr("ops.commands.submit.time.sleep", slept.append)
         result = submit(gateway, tmp_path, "--retry", "10m")
     assert result.exit_code == 0, result.output
-    assert slept == [0.01, 0.02, 0.0, 8.0]  # the fourth said nothing of it
+    assert slept == [0.01, 0.02, 0.0, 8.0]  # the fourth answer names no time
     assert len({headers["idempotency-key"] for method, _, headers, _ in gateway.asked if method == "POST"}) == 1
     assert "queue_overloaded (503); trying again in 0.01 s\n" in result.stderr
     assert "unavailable (503); trying again in 0 s\n" in result.stderr

@@ -1,5 +1,5 @@
-"""The programs of docs/clients.md, as they stand there: each makes a video on a gateway with a key and a worker that
-films. Those with curl are run by `tests/e2e/test_docs.py`."""
+"""The programs of docs/clients.md, unchanged: each makes a video on a gateway with a key and a worker that films.
+`tests/e2e/test_docs.py` runs those with curl."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ from tests.kit.support import BOUND_S, clean_environment, eventually
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 _BLOCK: Final = re.compile(r"^```(python|js)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROGRAMS: Final[list[tuple[str, str]]] = _BLOCK.findall(PAGE)
-# By its own words, so that a new program is not left out.
+# Each program by words in it, so that a new program is not left out.
 NAMES: Final = {"with Client() as": "threads", "AsyncClient()": "asyncio", "busy_s=0": "errors", "import { ": "node"}
 
 
@@ -45,7 +45,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def environment(gateway: GatewayProcess) -> AsyncIterator[dict[str, str]]:
-    """Of a program that calls the gateway, which has a warm lane and lets nobody in without the key."""
+    """The environment of a program that calls the gateway, which has a warm lane and requires the key."""
     link = await NatsLink.connect(gateway.nats.url, name="test")
     key = await add(link, "alice", ("submit", "read"), rate_per_s=None, now=datetime.now(UTC))
     windows = replace(load_settings().catalog("tiny").windows, lease_renew_s=0.1)

@@ -50,7 +50,7 @@ async def fail(system: System, task_id: str) -> None:
 
 
 async def test_a_task_is_followed_up_the_queue(bare_system: System) -> None:
-    """Its record does not change while it moves up, and yet the client sees its place."""
+    """The task's record does not change while it moves up, and yet the client sees its place."""
     ahead = await bare_system.submit()
     seen: list[TaskView] = []
 
@@ -153,7 +153,7 @@ async def test_the_demo_of_the_degraded_worker_leaves_the_lanes_alone(bare_syste
 
 
 class _Interrupted(CommandClient):
-    """Ctrl-C comes when the gateway has answered and the answer has not been read."""
+    """Ctrl-C comes after the gateway has answered, and before the client has read the answer."""
 
     def submit(self, *arguments: Any, **options: Any) -> Any:
         super().submit(*arguments, **options)

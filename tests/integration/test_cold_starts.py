@@ -24,14 +24,14 @@ from tests.kit.support import NatsServer, eventually, shared_forks
 
 
 async def known_starts(link: NatsLink) -> list[ColdStart]:
-    """The newest first."""
+    """The known cold starts, the newest first."""
     known = ColdStarts()
     await known.start(link)
     return known.newest_first()
 
 
 async def test_starts_in_a_row_are_all_warm_and_each_is_recorded(tmp_path: Path) -> None:
-    """The seconds are the process's: its imports count."""
+    """The seconds count from the start of the process, so they include its imports."""
     starts = await cold_starts(2, tmp_path, environment=shared_forks())
     assert [start.detail for start in starts] == ["", ""]
     assert len({start.started_at for start in starts}) == 2
@@ -48,7 +48,7 @@ def test_the_start_of_a_process_is_before_its_imports() -> None:
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert float(output) > 0.5
     whole_seconds = datetime.fromtimestamp(psutil.Process(os.getpid()).create_time(), UTC)
-    assert abs((process_started_at() - whole_seconds).total_seconds()) < 2  # what else the system says
+    assert abs((process_started_at() - whole_seconds).total_seconds()) < 2  # another source of the system agrees
 
 
 @pytest.mark.usefixtures("forks")
@@ -65,7 +65,7 @@ async def test_a_lane_that_does_not_get_its_slot_records_that(link: NatsLink, ca
 
 
 async def test_the_record_of_a_start_waits_for_the_server(link: NatsLink, nats_server: NatsServer) -> None:
-    """A lane that failed at first is recorded once, by how its start ended; so is one that gives up."""
+    """A lane that failed at first is recorded once, with how its start ended in the end. So is one that gives up."""
     starts = ColdStartLog(link, model="phr00t", worker="phr00t-0", started_at=datetime.now(UTC))
     await asyncio.to_thread(nats_server.kill)
     running = asyncio.create_task(starts.run())

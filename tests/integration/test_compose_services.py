@@ -1,6 +1,6 @@
 """The services of compose.yaml, profile cpu, as processes of this machine: their own commands and environments.
 
-Only what a container engine would do is done here: names of hosts, ports and mounted folders get local ones.
+The test only does the part of a container engine: it replaces names of hosts, ports and mounted folders by local ones.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from tests.kit.degraded import leader_of
 from tests.kit.support import as_admin, eventually, eventually_sync, free_port, require_sound, shared_forks
 
 SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
-# Of the loopback, and another one than nats.conf has: that the command line moves it is a part of what is shown.
+# An address of the loopback other than nats.conf has: the test also shows that the command line changes it.
 NATS_HOST: Final = "127.0.0.2"
 
 
@@ -61,11 +61,11 @@ class Composed:
         self._nats_conf.write_text(text.replace("http: 127.0.0.1:8222", f"http: 127.0.0.1:{self.monitor_port}"))
 
     def port(self, name: str, inside: str) -> str:
-        """The local port in the place of *inside*, which each container has to itself."""
+        """The local port that replaces *inside*, a port that each container has to itself."""
         return self._ports.setdefault((name, inside), str(free_port()))
 
     def here(self, name: str, text: str) -> str:
-        """*text* of the service *name* with everything that is of containers replaced by what is here."""
+        """*text* of the service *name*, in which local names replace all names of containers."""
         table = {
             "nats://nats:4222": f"nats://{NATS_HOST}:{self.nats_port}",
             "http://otel-collector:4318": self.collector.url,
@@ -83,7 +83,7 @@ class Composed:
         return re.sub(r"\b(8000|9464)\b", lambda match: self.port(name, match[1]), text)
 
     def environment(self, name: str) -> dict[str, str]:
-        """What its container would have: of the image, of the service, and nothing of this machine."""
+        """The environment of its container: the image's and the service's, and nothing of this machine."""
         each = self._services[name]
         path = dockerfile(each)
         image = image_environment(path) if path is not None else {}
@@ -95,23 +95,23 @@ class Composed:
         )
 
     def command(self, name: str, *instead: str) -> list[str]:
-        """Its command line, or with *instead* the one of `docker compose run SERVICE …`."""
+        """The command line of the service, or with *instead* that of `docker compose run SERVICE …`."""
         each = self._services[name]
         assert is_ours(each)
         return warmlane_command(*(self.here(name, word) for word in (instead or each["command"])))
 
     def run(self, name: str, *instead: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Runs it to its end, with *more* in its environment, as `docker compose run --env` adds it."""
+        """Runs the service to its end. Its environment has *more*, as `docker compose run --env` adds it."""
         command, environment = self.command(name, *instead), self.environment(name) | more
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def start(self, name: str) -> None:
-        """Starts it, and leaves it running until `stop`."""
+        """Starts the service, and leaves it running until `stop`."""
         self._start(name, self.command(name))
 
     def start_beside(self, name: str, other: str) -> None:
-        """The same for a worker in the image and the environment of *other*, which shows that torch can be imported
-        there: this one has the fork server of all tests. Their roles may have passwords of their own."""
+        """The same for a worker in the image and the environment of *other*. That *other* runs shows that torch can be
+        imported there, so this one uses the fork server of all tests. Only the passwords of their roles may differ."""
         assert dockerfile(self._services[name]) == dockerfile(self._services[other])
         differ = self.environment(name).items() ^ self.environment(other).items()
         assert {variable for variable, _ in differ} <= {password_variable(role) for role in ROLES}
@@ -122,7 +122,7 @@ class Composed:
         options = self._services["nats"]["command"]
         local = {"0.0.0.0": NATS_HOST, "4222": str(self.nats_port)}
         assert set(local) < set(options)
-        # its entrypoint is a shell script, which takes passwords from files too
+        # its entrypoint is a shell script, which also reads passwords from files
         entrypoint = str(ROOT / "ops" / "deploy" / "images" / "nats-entrypoint.sh")
         command = ["sh", entrypoint, *(local.get(word, self.here("nats", word)) for word in options)]
         self._start("nats", command)
@@ -140,7 +140,7 @@ class Composed:
             assert process.poll() is None, self.log(name)
 
     def is_healthy(self, name: str) -> bool:
-        """What its own health check says."""
+        """The result of the service's own health check."""
         self.require_running()
         test = self._services[name]["healthcheck"]["test"]
         if name == "nats":
@@ -150,7 +150,7 @@ class Composed:
         return subprocess.run(command, cwd=ROOT, env=self.environment(name), check=False).returncode == 0
 
     def stop(self, *names: str) -> None:
-        """As `docker compose stop`: SIGTERM, and no longer than the grace period. All must end well."""
+        """As `docker compose stop`: SIGTERM, and at most the grace period. All must exit with 0."""
         for name in names:
             self._running[name].send_signal(signal.SIGTERM)
         for name in names:
@@ -172,7 +172,7 @@ class Composed:
 
 @pytest.fixture(scope="module")
 def composed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Composed]:
-    """nats-server is there and holds what is needed: as far as every profile goes before its first worker."""
+    """The services with a running, provisioned nats-server: the state of every profile before its first worker."""
     composed = Composed(tmp_path_factory.mktemp("compose"))
     try:
         composed.start_nats()
@@ -195,7 +195,7 @@ def test_what_a_health_check_takes_for_healthy(status: int, is_well: bool) -> No
             self.wfile.write(b'{"reason": "it waits"}')
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         url = f"http://127.0.0.1:{server.server_port}/"
@@ -208,7 +208,7 @@ def test_what_a_health_check_takes_for_healthy(status: int, is_well: bool) -> No
 
 
 async def test_a_supervisor_in_the_place_of_the_lanes_obeys_the_mounted_quota(composed: Composed) -> None:
-    """It runs its own command; a quota of no lanes keeps it from starting what the next test starts."""
+    """The supervisor runs its own command. A quota of no lanes keeps it from starting the next test's lanes."""
     composed.quota.write_text(json.dumps({"max_lanes": {"anisora": 0, "phr00t": 0}}))
     composed.start("supervisor")
     link = await NatsLink.connect(composed.nats_url, name="test")
@@ -237,7 +237,7 @@ async def leader_at(url: str) -> Leadership | None:
 
 
 def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
-    # so `docker compose up --wait` needs nothing else: the gateway does not serve others before there is a key
+    # so `docker compose up --wait` needs nothing else: the gateway serves no other machine before there is a key
     key = composed.first_key.read_text().strip()
     workers = ("lane-anisora", "lane-phr00t", "degraded")
     for name in ("gateway", "lane-anisora"):
@@ -283,7 +283,7 @@ def test_the_services_of_the_profile_cpu_serve(composed: Composed) -> None:
         assert composed.is_healthy(name), name
     composed.stop("degraded-standby", *workers)
     composed.stop("gateway")
-    # everything that they send to the collector arrived there, the last of it when they left
+    # all that they send to the collector has arrived there, the last of it when they stopped
     names = {f"warmlane-{role}" for role in ("gateway", "lane", "degraded", "supervisor")}
     assert {service for service, _ in composed.collector.exports()} == names
     assert {span.service for span in composed.collector.spans} >= {"warmlane-gateway", "warmlane-lane"}

@@ -1,4 +1,4 @@
-"""Slow and greedy clients, against the gateway's own server on the loopback with bounds of tenths of a second."""
+"""Slow and greedy clients, against the gateway's own server on the loopback, with limits of tenths of a second."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ class Served:
         self.app, self.port, self.connections = app, port, connections
 
     async def becomes_free(self) -> None:
-        """No connection is left, and nobody waits for one that is gone."""
+        """Returns when no connection is left, and no request waits for a closed one."""
 
         async def look() -> bool:
             return not len(self.connections) and not self.app.in_hand
@@ -230,7 +230,8 @@ async def test_a_body_that_comes_byte_by_byte(served: Served, talk: Talk) -> Non
 
 
 async def test_a_client_that_does_not_read_is_cut(served: Served, talk: Talk) -> None:
-    """It is not cut while it reads, however slowly; what waits for it is bounded meanwhile."""
+    """The server does not cut a client while it reads, however slowly. Meanwhile it bounds what it buffers for the
+    client."""
     await talk.say(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
     loop = asyncio.get_running_loop()
     until_s = loop.time() + 3 * LIMITS.unread_s
@@ -243,7 +244,7 @@ async def test_a_client_that_does_not_read_is_cut(served: Served, talk: Talk) ->
 
 
 async def test_a_gateway_that_stood_still_cuts_nobody(served: Served, talk: Talk) -> None:
-    """A busy machine, a paused one: what the gateway itself did not do in that time is no fault of a client."""
+    """On a busy or paused machine: a client is not to blame for what the gateway itself did not do in that time."""
     await talk.say(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
     slow = await Talk.to(served.port)
     await slow.say(b"GET / HTTP/1.1\r\n")
@@ -270,7 +271,7 @@ async def test_a_pipeline_is_bounded_and_answered_in_order(served: Served, talk:
     ]
     greedy = await Talk.to(served.port)
     await greedy.say(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 100)
-    assert await greedy.answer() == b""  # an answer would be taken for that of the first request
+    assert await greedy.answer() == b""  # the client would take an answer for that of its first request
     await greedy.close()
     await talk.close()
     await served.becomes_free()
@@ -328,7 +329,7 @@ async def test_one_connection_too_many(served: Served) -> None:
     again = await Talk.to(served.port)
     await again.say(GET)
     assert b"200 OK" in await again.reader.readuntil(b"\r\n\r\n0")
-    assert served.app.in_hand == LIMITS.connections_max - 1  # those that were there went on
+    assert served.app.in_hand == LIMITS.connections_max - 1  # the existing ones went on
     for talk in (*talks, again):
         await talk.close()
     await served.becomes_free()

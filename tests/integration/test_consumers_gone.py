@@ -1,4 +1,4 @@
-"""A deleted consumer, on a real server with the users of `nats.conf`: the process that needs it makes it again."""
+"""A deleted consumer, on a real server with the users of `nats.conf`: the process that needs it recreates it."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ from tests.kit.support import KEEP_S, NatsServer, eventually
 async def test_a_worker_makes_its_queues_consumer_anew(
     route: Literal["lane", "degraded"], link: NatsLink, nats_server: NatsServer, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """Also one that is deleted while a fetch waits. The worker's own user has the right to make it."""
+    """This works even if the consumer is deleted while a fetch waits. The worker's own user has the right to it."""
     stream = lane_stream("anisora") if route == "lane" else DEGRADED
     own = await NatsLink.connect(
         NatsAccess(urls=nats_server.address, user=route, password=f"pw-{route}"), name="worker"
@@ -50,7 +50,7 @@ async def test_a_worker_makes_its_queues_consumer_anew(
 
         await eventually(done)
     assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
-    await js_of(link).delete_stream(stream)  # which is not the worker's to make
+    await js_of(link).delete_stream(stream)  # the worker must not make the stream
 
     async def is_reported() -> bool:
         return worker.loop.trouble == f"{stream}/worker is missing; run `warmlane provision`"

@@ -1,4 +1,4 @@
-"""What the degraded queue takes and what it refuses, by the server's own limit (FR-014, FR-016..018)."""
+"""What the degraded queue accepts and refuses, by the server's own limit (FR-014, FR-016..018)."""
 
 import asyncio
 from collections import Counter
@@ -26,7 +26,7 @@ def system(bare_system: System) -> System:
 
 
 async def written(system: System) -> tuple[object, ...]:
-    """All that a request could write."""
+    """The states of all streams to which a request could write."""
     streams = [DEGRADED, bucket_stream(TASKS), lane_stream("anisora")]
     states = [(await js_of(system.link).stream_info(name)).state for name in streams]
     return *(state.last_seq for state in states), sorted(system.gateway.artifacts.rglob("*"))
@@ -58,7 +58,7 @@ async def test_25_wait_and_the_26th_is_refused(system: System) -> None:
         (DEGRADED_MAX_MSGS, FULL_FOR_S / 2, 0.0, True),
         (DEGRADED_MAX_MSGS, FULL_FOR_S, 0.0, False),  # an operator may have emptied the queue, whose records stay
         (DEGRADED_MAX_MSGS - 1, FULL_FOR_S / 2, 0.0, False),
-        (DEGRADED_MAX_MSGS, FULL_FOR_S / 2, 0.5, False),  # cut off: how many wait is not known
+        (DEGRADED_MAX_MSGS, FULL_FOR_S / 2, 0.5, False),  # cut off: the gateway does not know how many wait
     ],
 )
 def test_a_queue_that_was_full_just_now_is_not_asked(
@@ -70,7 +70,7 @@ def test_a_queue_that_was_full_just_now_is_not_asked(
 
 @pytest.mark.parametrize("state", [LaneState.STARTING, LaneState.LOADING, LaneState.EVICTED])
 async def test_a_cold_lane_is_not_waited_for_and_the_limit_holds(state: LaneState, system: System) -> None:
-    """After a deploy, a scale-up or an eviction nothing is loaded, and the answers are the same each time (FR-020,
+    """After a deploy, a scale-up or an eviction no model is loaded. The answers are the same each time (FR-020,
     FR-017)."""
     await system.lane_is(state)
     try:
@@ -96,7 +96,7 @@ async def test_of_a_burst_of_60_exactly_25_are_held(system: System) -> None:
     assert await system.depth() == DEGRADED_MAX_MSGS
     held = [post for post in posts if not post.done()]
     for post in held:
-        post.cancel()  # its connection is closed
+        post.cancel()  # this closes its connection
     await asyncio.gather(*held, return_exceptions=True)
 
     async def free() -> bool:
@@ -106,7 +106,7 @@ async def test_of_a_burst_of_60_exactly_25_are_held(system: System) -> None:
 
 
 async def test_a_full_lane_queue_leads_to_the_degraded_one(system: System) -> None:
-    """Rule 4 of routing: what the lane's own queue refuses is placed there, and the decision says so."""
+    """Rule 4 of routing: a task that the lane's own queue refuses goes there, and the decision says so."""
     await system.lane_is(LaneState.WARM)
     stream = lane_stream("anisora")
     config = (await js_of(system.link).stream_info(stream)).config
@@ -170,7 +170,7 @@ async def test_respond_async_is_answered_at_once(system: System) -> None:
 
 
 async def test_a_client_waits_no_longer_than_it_prefers(system: System) -> None:
-    """It waits neither for a worker to take its task nor for the end; from then on the task is promised."""
+    """Its request waits neither until a worker takes the task nor until the end. From then on the task is promised."""
     for prefer, said in (("wait=1", "wait=1"), ("respond-async, wait=0", "respond-async, wait=0")):
         answer = await system.post(prefer=prefer)
         assert (answer.status_code, answer.json()["status"]) == (202, "pending")

@@ -106,7 +106,7 @@ async def test_models_alternate_on_one_slot_with_a_receipt_each(pair: Pair, pair
 
 
 async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair_link: NatsLink) -> None:
-    """The standby's folder still exists then, however long it stood by, and whichever folders its leader removed."""
+    """The standby's folder still exists then, however long it stood by, and whatever folders its leader removed."""
     leader, standby = await pair.roles(pair_link)
     await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
     await opens_a_new_host_among_old_folders(pair, leader)
@@ -123,12 +123,12 @@ async def test_sigterm_finishes_the_task_in_hand_and_hands_over(pair: Pair, pair
         pair.first = pair.worker("first")
     else:
         pair.second = pair.worker("second")
-    # what was given back needs no putting aside
+    # after a slot was given back, no host has to be put aside
     assert standby.log_lines("pipeline_host_put_aside") == []
 
 
 async def opens_a_new_host_among_old_folders(pair: Pair, leader: DegradedProcess) -> None:
-    """Returns when the folder of a dead worker is gone; those of the living are as old as that."""
+    """Returns when the folder of a dead worker is gone. Those of the living workers are just as old."""
     await eventually(lambda: asyncio.sleep(0, bool(leader.log_lines("serves"))), within_s=60)
     folders = list((pair.folder / "scratch" / SLOT).iterdir())
     assert len(folders) == 2
@@ -147,7 +147,8 @@ async def opens_a_new_host_among_old_folders(pair: Pair, leader: DegradedProcess
 async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes(
     pair: Pair, pair_link: NatsLink
 ) -> None:
-    """Its child keeps the card, whatever KV says: the new leader ends that child before it loads (design §7)."""
+    """The old leader's child keeps the card, whatever KV says: the new leader kills that child before it loads (design
+    §7)."""
     await eventually(lambda: asyncio.sleep(0, len(pair.first.hosts) + len(pair.second.hosts) == 1), within_s=60)
     leader, standby = await pair.roles(pair_link)
     await eventually(lambda: asyncio.sleep(0, bool(standby.log_lines("stands_by"))), within_s=60)
@@ -169,7 +170,7 @@ async def test_a_stopped_leader_loses_the_slot_and_changes_nothing_when_it_wakes
     await eventually(lambda: asyncio.sleep(0, bool(leader.log_lines("leads_no_more"))))
     last = await becomes(pair_link, await place(pair_link, task_of("phr00t", 23)), TaskStatus.DONE)
     assert (last.worker, last.swap) == (standby.name, None)
-    for folder in ("scratch", "locks"):  # as one who tidies up, and does not know whose they are
+    for folder in ("scratch", "locks"):  # as a person does who tidies up, and does not know whose they are
         shutil.rmtree(pair.folder / folder)
     last = await becomes(pair_link, await place(pair_link, task_of("phr00t", 24)), TaskStatus.DONE, TaskStatus.FAILED)
     assert (last.status, last.error) == (TaskStatus.DONE, None)
@@ -216,7 +217,7 @@ async def test_models_take_turns_in_slices_and_the_record_says_why(
 async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(
     link: NatsLink, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    """Also by a worker that was not there when it was quarantined."""
+    """This holds also for a worker that was not there when the slot was quarantined."""
     quarantined = VideoPipelineSlot(
         slot="cpu-5",
         worker="degraded-0",
@@ -245,7 +246,7 @@ async def test_a_quarantined_slot_is_not_opened_until_an_operator_lifts_it(
 async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
     link: NatsLink, nats_server: NatsServer, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also by the standby, which takes over the leadership but not the slot."""
+    """The standby leaves it too: it takes over the leadership but not the slot."""
     card = StuckCard()
     monkeypatch.setattr("lane_worker.runtime.assembly.probe_for", lambda *_: card)
     monkeypatch.setattr("lane_worker.runtime.assembly.Residence", partial(Residence, after_kill_s=0.2))
@@ -266,7 +267,7 @@ async def test_a_card_that_keeps_its_memory_is_quarantined_and_left(
             assert standby.log_lines("serves") == []
             assert await shown(link, "cpu-5") == quarantined
             card.used_bytes = 0
-            # by deletion, as `nats kv del slots cpu-5`; by the command: test_slots.py
+            # lifted by deletion, as `nats kv del slots cpu-5` does; test_slots.py lifts by the command
             await link.messages.publish(f"$KV.{SLOTS}.cpu-5", b"", headers={"KV-Operation": "DEL"})
             done = await becomes(link, await place(link, task_of("phr00t", 3)), TaskStatus.DONE, TaskStatus.FAILED)
             assert done.status is TaskStatus.DONE

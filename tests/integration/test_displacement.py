@@ -1,4 +1,4 @@
-"""Under a full degraded queue a request of a higher class takes a place, where the settings allow it (ADR 0039)."""
+"""In a full degraded queue a request of a higher class takes a place, where the settings allow it (ADR 0039)."""
 
 import asyncio
 from collections import Counter
@@ -24,7 +24,7 @@ IMAGE = data_uri(picture("PNG"))
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GatewayProcess, GatewayProcess]]:
-    """Two gateways of one system, which displace."""
+    """Two gateways of one system, whose settings allow displacement."""
     first = GatewayProcess(tmp_path_factory.mktemp("gateway"))
     first.nats.start()
 
@@ -45,7 +45,7 @@ def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway
 
 @pytest.fixture
 async def systems(gateways: tuple[GatewayProcess, GatewayProcess]) -> AsyncIterator[tuple[System, System]]:
-    """Both, with an empty queue."""
+    """Both gateways, with an empty queue."""
     first, second = gateways
     link = await NatsLink.connect(first.nats.url, name="test")
     await js_of(link).purge_stream(DEGRADED)
@@ -76,7 +76,7 @@ async def known(system: System, count: int = DEGRADED_MAX_MSGS) -> None:
 
 
 async def displaced(system: System, ids: list[str]) -> dict[str, GenerationTask]:
-    """Those of *ids* that were displaced."""
+    """The tasks of *ids* that were displaced."""
     records = [(await system.record(task_id))[0] for task_id in ids]
     return {task.id: task for task in records if task.displaced_by is not None}
 
@@ -110,7 +110,7 @@ async def test_the_held_caller_of_a_displaced_task_is_answered_at_once_and_may_t
 ) -> None:
     system, other = systems
     await fill(system, "standard", DEGRADED_MAX_MSGS - 1)
-    # held by the other gateway, and with an image, which must go as well
+    # a task that the other gateway holds, with an image, which must go as well
     held = asyncio.create_task(other.post(image=IMAGE, priority="background", **{"idempotency-key": "again"}))
     await known(system)
     images = sorted(system.gateway.artifacts.rglob("images/*"))
@@ -128,7 +128,7 @@ async def test_the_held_caller_of_a_displaced_task_is_answered_at_once_and_may_t
         return len(sorted(system.gateway.artifacts.rglob("images/*"))) == len(images) - 1
 
     await eventually(image_is_gone)
-    # nothing of a lower class waits, so its next try finds the queue full
+    # no task of a lower class waits, so its next try finds the queue full
     again = await other.post(priority="background", **{"idempotency-key": "again-2"})
     assert (again.status_code, again.json()["limit"]) == (503, "depth")
 
@@ -144,7 +144,7 @@ async def test_nobody_is_displaced_by_his_own_class_or_a_lower_one(systems: tupl
 async def test_a_claimed_task_is_never_displaced(systems: tuple[System, System]) -> None:
     system, _ = systems
     ids = await fill(system, "background")
-    # claimed, its message not acked yet: it takes a place, and the gateway may think that it waits
+    # claimed tasks: until the ack their messages take a place, and the gateway may think that they wait
     claimed = [await system.claim(task_id) for task_id in ids[1:]]
     await system.fill()
     first, second = await system.submit(priority="interactive"), await system.post(priority="interactive")
@@ -156,7 +156,7 @@ async def test_a_claimed_task_is_never_displaced(systems: tuple[System, System])
 
 
 async def test_two_gateways_displace_no_task_twice(systems: tuple[System, System]) -> None:
-    """Every place that is freed is for one request, whichever gateway it came to."""
+    """Every freed place is for one request, whichever gateway it came to."""
     ids = await fill(systems[0], "background")
     for system in systems:
         await known(system)
@@ -166,7 +166,7 @@ async def test_two_gateways_displace_no_task_twice(systems: tuple[System, System
     assert answers[202] >= 20 - answers[503]
     assert len(gone) >= answers[202]
     by = Counter(task.displaced_by for task in gone.values())
-    # a request displaces a second one only where another request took the place that it had freed
+    # a request displaces a second task only if another request took the place that the first one had freed
     assert max(by.values()) <= 3
     assert await systems[0].depth() == DEGRADED_MAX_MSGS - (len(gone) - answers[202])
 

@@ -1,4 +1,4 @@
-"""`warmlane doctor` on this machine, with what it looks at put in every state."""
+"""`warmlane doctor` on this machine, with all that it checks in every state."""
 
 import asyncio
 import os
@@ -150,7 +150,7 @@ async def test_the_clock_is_compared_with_a_server_that_runs(
 
 
 async def test_what_a_server_lacks_is_reported(tmp_path: Path, link: NatsLink, nats_server: NatsServer) -> None:
-    """With the rights of `operator`, which changes nothing."""
+    """It runs with the rights of `operator`, and changes nothing."""
     url = nats_server.address.replace("://", "://operator:pw-operator@")
     result = await asyncio.to_thread(doctor, tmp_path, "--nats-url", url)
     assert "every stream, bucket and consumer is there" in result.output
@@ -161,7 +161,7 @@ async def test_what_a_server_lacks_is_reported(tmp_path: Path, link: NatsLink, n
 
 
 def test_a_server_without_streams_is_reported_and_left_as_it_is(tmp_path: Path, nats_server: NatsServer) -> None:
-    for _ in range(2):  # the second look sees what the first one left
+    for _ in range(2):  # the second run sees what the first one left
         result = clock(tmp_path, nats_server)
         assert result.level == "note"
         assert "warmlane provision" in result.advice
@@ -199,7 +199,7 @@ def test_gpus(gpus: list[GpuInfo], torch: str | None, level: str, text: str) -> 
 
 
 def test_production_without_a_card_is_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`warmlane up` would refuse too; and with an old driver or a torch without CUDA, every host would fail."""
+    """`warmlane up` would refuse too. With an old driver or a torch without CUDA, every host would fail."""
     with fake_nvml(tmp_path, monkeypatch) as cards:
         cards.set(cards=0)
         without = doctor(tmp_path, "--profile", "production")
@@ -244,7 +244,7 @@ def test_the_cuda_of_torch_is_read_without_importing_it() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert printed[1] == "False"
-    _, _, build = metadata.version("torch").partition("+")  # the build's own name for it, where it has one
+    _, _, build = metadata.version("torch").partition("+")  # the build's own name for its backend, if it has one
     expected = {"cpu": "None", "": printed[0]}.get(build, f"{build[2:-1]}.{build[-1:]}")
     assert printed[0] == expected
 

@@ -46,13 +46,13 @@ async def test_a_stream_as_a_browser_reads_it(
         ("task", "processing"),
         ("task", "done"),
     ]
-    # a browser comes back by itself, and is sent away for good
+    # a browser reconnects by itself, and the gateway then ends that for good
     again = await http.get(f"/tasks/{task['id']}/events", headers={"last-event-id": source.last_id})
     assert (again.status_code, again.content) == (204, b"")
 
 
 async def test_a_client_hears_when_its_task_moves_up(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
-    """Before, a client saw the new place only when the record changed: 28 s later, when the wait ran out."""
+    """Before this, a client saw the new place only when the record changed: 28 s later, when the wait ran out."""
     first, second, task = [await submitted(http, model="phr00t") for _ in range(3)]
     at = task["queue"]["position"]
     source, seen = EventSource(), []
@@ -62,9 +62,9 @@ async def test_a_client_hears_when_its_task_moves_up(http: httpx.AsyncClient, ga
             if len(seen) == 1:
                 await http.delete(f"/tasks/{first['id']}")
             elif len(seen) == 2:
-                await claimed(gateway_link, second["id"])  # taken by a worker, as seen through the watch
+                await claimed(gateway_link, second["id"])  # a worker takes it, as the watch shows
             elif len(seen) == 3:
-                await submitted(http, model="phr00t")  # behind it: no news
+                await submitted(http, model="phr00t")  # a task behind it is no news
                 await http.delete(f"/tasks/{task['id']}")
     assert [place(each) for each in seen] == [
         ("pending", at),
@@ -72,7 +72,7 @@ async def test_a_client_hears_when_its_task_moves_up(http: httpx.AsyncClient, ga
         ("pending", at - 2),
         ("failed", None),
     ]
-    # the place is no part of the record: who comes back with the id of a task that waits gets it as it is now
+    # the place is no part of the record: a client that reconnects with such an id gets the current place
     assert len({each.last_id for each in seen[:3]}) == 1
     assert seen[3].last_id != seen[2].last_id
 
@@ -98,7 +98,7 @@ async def done(http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: N
 
 @pytest.mark.parametrize("asked", ["Accept: */*", "Connection: keep-alive", "Expect: 100-continue"])
 async def test_no_answer_to_http_1_0_has_chunks(asked: str, done: str, gateway: GatewayProcess) -> None:
-    """nginx uses it by default, and so do old monitors: every answer ends by its length or with its connection."""
+    """nginx uses HTTP/1.0 by default, as old monitors do: every answer ends by its length or with its connection."""
     answers = {}
     for path in (
         f"/tasks/{done}/events",

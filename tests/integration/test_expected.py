@@ -1,4 +1,4 @@
-"""What will almost certainly not start in time is refused at once, where the settings say so (ADR 0039)."""
+"""A request that will almost certainly not start in time is refused at once, where the settings say so (ADR 0039)."""
 
 import asyncio
 import re
@@ -41,7 +41,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 @pytest.fixture
 async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
-    """A task of anisora has just begun, of which a run takes RUN_S."""
+    """A system in which a task of anisora has just begun; a run of that model takes RUN_S."""
     link = await NatsLink.connect(gateway.nats.url, name="test")
     await js_of(link).purge_stream(DEGRADED)
     async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as http:
@@ -68,7 +68,7 @@ async def nobody_leads(link: NatsLink) -> None:
 
 
 async def leads(system: System, *measured: str) -> None:
-    """A worker leads that has measured runs of these models, and the gateway knows it."""
+    """Reports a leader that has measured runs of these models; returns when the gateway knows."""
     now = datetime.now(UTC)
     order = OrderState(
         at=now,
@@ -108,7 +108,7 @@ async def test_it_is_refused_at_once_and_leaves_nothing_behind(system: System) -
 
 
 async def test_a_request_with_a_key_is_queued_all_the_same(system: System) -> None:
-    """An earlier try of it may be queued already, of which no record says anything yet."""
+    """An earlier try of it may be queued already without having a record."""
     await leads(system, "anisora")
     answer = await system.post(prefer="respond-async", **{"idempotency-key": "mine"})
     assert answer.status_code == 202
@@ -120,7 +120,7 @@ async def test_what_was_not_measured_is_not_foreseen(system: System) -> None:
 
 
 async def test_without_a_leader_nothing_is_foreseen(system: System) -> None:
-    """One may come."""
+    """A leader may still come."""
     await nobody_leads(system.link)
 
     async def gone() -> bool:

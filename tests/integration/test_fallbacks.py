@@ -60,7 +60,7 @@ async def episodes(system: System, model: str = "anisora") -> list[FallbackEpiso
 
 
 async def become(system: System, expected: list[tuple[str, bool, int]]) -> list[FallbackEpisode]:
-    """The episodes, once they have these causes, have ended or not, and have served so many."""
+    """The episodes, once each has the expected cause, end and number of served requests."""
 
     async def look() -> list[FallbackEpisode] | None:
         found = await episodes(system)
@@ -76,7 +76,7 @@ async def become(system: System, expected: list[tuple[str, bool, int]]) -> list[
 
 
 async def submit(system: System, count: int, *, model: str = "anisora") -> None:
-    """*count* requests at once; the degraded queue is emptied first, so that none is refused."""
+    """Submits *count* requests at once. It first empties the degraded queue, so that none is refused."""
     await js_of(system.link).purge_stream(DEGRADED)
     await asyncio.gather(*(system.submit(model) for _ in range(count)))
 
@@ -93,9 +93,9 @@ async def test_an_episode_begins_changes_its_cause_and_ends(system: System) -> N
     await submit(system, 1)
     await become(system, [("capacity", True, 5), ("manual", False, 5)])
     await system.http.put("/admin/lanes/anisora/mode", json={"mode": "auto"})
-    # whoever looks at once does not read that it goes on, though a gateway writes that it ended a second later
+    # a client that looks at once already sees it ended, though a gateway records the end a second later
     assert (await system.http.get("/admin/fallbacks")).json()["current"] == []
-    # no request is needed to end it
+    # it ends without a further request
     first, second = await become(system, [("capacity", True, 5), ("manual", True, 5)])
     assert first.until is not None
     assert second.until is not None
@@ -104,7 +104,8 @@ async def test_an_episode_begins_changes_its_cause_and_ends(system: System) -> N
 
 
 async def show_alike(one: System, other: System) -> None:
-    """Until the end of an episode is written, each gateway reports the time of the request as its end."""
+    """Returns when both report the same. Until an episode's end is recorded, each gateway reports the time of the
+    request as its end."""
 
     async def alike() -> bool:
         return await episodes(one) == await episodes(other)
@@ -129,7 +130,7 @@ async def test_the_sum_of_two_gateways_is_exact_and_the_past_holds_one_revision_
 
     await eventually(others)
 
-    # the next one puts it among the past ones, however many revisions it had
+    # the next episode makes it a past one, however many revisions it had
     await system.lane_is(LaneState.QUOTA_DENIED)
     await asyncio.gather(submit(system, 3), submit(second, 3))
     await become(system, [("capacity", True, 64), ("quota", False, 6)])
@@ -165,7 +166,7 @@ async def test_refused_requests_begin_an_episode_and_are_not_counted(system: Sys
 
 
 async def test_the_same_request_again_is_counted_once(system: System) -> None:
-    for key in ("one", "two", "three"):  # at once, so that several of them reach the queue
+    for key in ("one", "two", "three"):  # concurrently, so that several of them reach the queue
         await asyncio.gather(*(system.submit(**{"idempotency-key": key}) for _ in range(5)))
     await submit(system, 1)
     await become(system, [("capacity", False, 4)])
@@ -187,7 +188,7 @@ async def test_evicted_lanes_learn_that_they_are_wanted(system: System) -> None:
         return bool(model["mode"] == "degraded")
 
     await eventually(manual)
-    await submit(system, 1)  # kept out by the operator: loading would be for nothing
+    await submit(system, 1)  # the operator keeps requests out: loading would be in vain
     await system.http.put("/admin/lanes/anisora/mode", json={"mode": "auto"})
     assert published == []
     await submit(system, 20)

@@ -1,5 +1,5 @@
-"""A caller has a task forgotten, at once or when its own time is over: nothing of it is left, whoever is killed
-meanwhile (ADR 0049)."""
+"""A caller has a task forgotten, at once or when the task's own time is over: nothing of it is left, whichever process
+is killed meanwhile (ADR 0049)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -34,7 +34,7 @@ SHORT_KEEP = "40s"
 
 
 async def versions(link: NatsLink, bucket: str, key: str) -> int:
-    """How many messages the stream of *bucket* holds of *key*."""
+    """How many messages of *key* the stream of *bucket* holds."""
     subject = bucket_subject(bucket, key)
     info = await js_of(link).stream_info(bucket_stream(bucket), subjects_filter=subject)
     counts: dict[str, int] = info.state.subjects or {}
@@ -61,7 +61,7 @@ async def test_a_task_that_has_ended_is_forgotten_for_good(
         assert (await http.delete(f"{url}/record")).status_code == 204
         await seen.until("gone", id=task["id"])
     assert not video.exists()
-    assert await versions(link, TASKS, task["id"]) == 1  # the marker, and nothing of what was there
+    assert await versions(link, TASKS, task["id"]) == 1  # the marker, and no older revision
     entry = await link.entries.get(TASKS, task["id"])
     assert entry is not None
     assert entry.value is None
@@ -83,7 +83,7 @@ async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) ->
 
 
 def delivery_of(task: GenerationTask) -> WebhookDelivery:
-    """The delivery of its end, which is still to be sent."""
+    """The delivery of the end of *task*, which is still to be sent."""
     now, endpoint = datetime.now(UTC), requests_id(task.caller)
     return WebhookDelivery(
         id=delivery_id(task.id, "task.done", endpoint),
@@ -101,7 +101,7 @@ def delivery_of(task: GenerationTask) -> WebhookDelivery:
 async def test_what_a_gateway_left_that_was_killed_another_one_removes(
     services: Services, nats_server: NatsServer, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """It was killed right behind the write that decides: object by object and delivery by delivery, all is left."""
+    """It was killed right after the deciding write, so all objects and deliveries are still there."""
     task = done_task()
     assert task.image_path is not None
     link = services.link
@@ -133,7 +133,7 @@ async def test_what_a_gateway_left_that_was_killed_another_one_removes(
 
 
 async def test_a_request_says_for_how_long_within_the_operators_bound(http: httpx.AsyncClient) -> None:
-    """The task shows it, a repeated request has to say the same, and the request made once more takes it over."""
+    """The task shows this time. A repeated request has to name the same one, and a resubmitted request keeps it."""
     body, keyed = {"model": "anisora", "prompt": "x"}, {"idempotency-key": "keep-me"}
     beyond = await http.post("/generate", json=body | {"keep_s": int(GATEWAYS_KEEP_S) + 1})
     assert (beyond.status_code, problem(beyond)["errors"][0]["expected"]) == (
@@ -157,7 +157,7 @@ async def test_a_request_says_for_how_long_within_the_operators_bound(http: http
 async def test_a_task_goes_when_its_own_time_is_over_and_no_other_does(
     services: Services, nats_server: NatsServer, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """Two gateways come to it at once. Those that said nothing, or whose time is not over, stay."""
+    """Two gateways come to it at once. Tasks without a time of their own, or whose time is not over, stay."""
     link, folder = services.link, tmp_path / "artifacts"
     base, ids = done_task(), [f"0199a000-0000-7000-8000-00000000000{number}" for number in range(3)]
     ended_at = datetime.now(UTC) - timedelta(seconds=120)
@@ -190,7 +190,7 @@ async def test_a_task_goes_when_its_own_time_is_over_and_no_other_does(
         ids[1]: [True] * 3,
         ids[2]: [True] * 3,
     }
-    assert await versions(link, TASKS, ids[0]) == 1  # the marker, and nothing of what was there
+    assert await versions(link, TASKS, ids[0]) == 1  # the marker, and no older revision
     assert [await versions(link, TASKS, task_id) for task_id in ids[1:]] == [2, 2]
     entries = [
         await link.entries.get(DELIVERIES, delivery_id(each, "task.done", requests_id("anonymous"))) for each in ids
@@ -200,7 +200,7 @@ async def test_a_task_goes_when_its_own_time_is_over_and_no_other_does(
 
 @pytest.fixture
 def short_lived(tmp_path: Path) -> Iterator[GatewayProcess]:
-    """A gateway that looks for what is left every few seconds."""
+    """A gateway that looks for leftovers every few seconds."""
     with provisioned_gateway(tmp_path, options=("--keep", SHORT_KEEP)) as process:
         yield process
     process.nats.stop()

@@ -42,7 +42,7 @@ async def running(gateway: GatewayProcess, *options: str) -> AsyncIterator[Syste
 
 
 def with_limit(folder: Path, limit: str) -> GatewayProcess:
-    """A gateway and a server that may store *limit*."""
+    """A gateway, and a server that may store up to *limit*."""
     gateway = GatewayProcess(folder)
     conf = folder / "nats.conf"
     conf.write_text(nats_conf().read_text().replace("20GB", limit))
@@ -56,7 +56,7 @@ async def troubles(system: System) -> list[str]:
 
 
 async def test_a_server_whose_disk_was_full_is_restarted_and_goes_on(tmp_path: Path) -> None:
-    """nats-server 2.15.1 refuses every later write of a stream, with room again, until it is restarted."""
+    """nats-server 2.15.1 refuses every later write to a stream until it is restarted, even when there is room again."""
     gateway = GatewayProcess(tmp_path)
     said: list[str] = []
 
@@ -91,7 +91,7 @@ async def test_a_server_whose_disk_was_full_is_restarted_and_goes_on(tmp_path: P
 
             await eventually(lambda: is_said("make room"))
             disk.empty()
-            await eventually(lambda: is_said("restarting it"))  # with room again it is refused all the same
+            await eventually(lambda: is_said("restarting it"))  # even with room again, the server still refuses
 
             async def accepted() -> bool:
                 return (await post()).status_code == 202
@@ -118,7 +118,7 @@ async def report_lane_if_it_can(system: System) -> None:
 
 
 async def test_requests_are_refused_before_the_limit_is_reached_and_tasks_end(tmp_path: Path) -> None:
-    """JetStream's limit is for all streams: without room kept back, nothing that was accepted could end."""
+    """JetStream's limit is for all streams together: without reserved room, no accepted task could end."""
     async with running(with_limit(tmp_path, "4MB"), "--nats-storage", "4MB") as system:
         await system.lane_is(LaneState.WARM)
         task = await system.submit()
@@ -169,13 +169,13 @@ async def test_the_limit_itself_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_of_the_log_fails_no_request(tmp_path: Path) -> None:
-    """Only lines are lost; log and metrics report how many once there is room."""
+    """Only log lines are lost. Log and metrics report how many once there is room."""
     with small_disk(tmp_path / "logs", mib=1) as disk:
         gateway = GatewayProcess(tmp_path)
         gateway.log_file = disk.folder / "gateway.log"
         async with running(gateway) as system:
             disk.fill()
-            for number in range(15):  # of each a line of more than 300 bytes: one is cut at the end of a page
+            for number in range(15):  # each logs a line of more than 300 bytes: one is cut at the end of a page
                 refused = await system.http.get(f"/tasks/{number:0>100}")
                 assert (refused.status_code, problem(refused)["code"]) == (404, "task_not_found")
             await system.lane_is(LaneState.WARM)

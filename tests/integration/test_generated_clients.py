@@ -1,4 +1,4 @@
-"""Clients that are generated from `/openapi.json`, as other programs would have them: a whole job with each.
+"""Clients generated from `/openapi.json`, as other programs would use them: a whole job with each.
 
 The generators are tools of `.ci/tools`; without them these tests are skipped, and say so.
 """
@@ -35,7 +35,7 @@ CLIENTS: Final = Path(__file__).parents[1] / "clients"
 
 @pytest.fixture(scope="module")
 def keyed_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[GatewayProcess, str]]:
-    """A gateway with a warm lane, and the only key that it takes."""
+    """A gateway with a warm lane, and the only key that it accepts."""
     with provisioned_gateway(tmp_path_factory.mktemp("gateway"), "anisora") as process:
 
         async def prepare() -> str:
@@ -61,7 +61,7 @@ def document(keyed_gateway: tuple[GatewayProcess, str], tmp_path_factory: pytest
 
 
 def runs(*command: str | Path, cwd: Path) -> str:
-    """What *command* says, which has to end well."""
+    """What *command* prints. It has to succeed."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=BOUND_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -79,7 +79,7 @@ async def says(process: Process) -> dict[str, Any]:
 
 
 async def whole_job(gateway: GatewayProcess, key: str, *command: str | Path, **environment: str) -> None:
-    """Runs *command*, a session of `tests/clients`, plays the worker of its task, and judges what it says."""
+    """Runs *command*, a session of `tests/clients`, plays the worker of its task, and judges its output."""
     link = await NatsLink.connect(gateway.nats.url, name="test")
     await report_lane(link, "anisora", LaneState.WARM)
     env = os.environ | environment
@@ -139,6 +139,6 @@ async def test_a_typescript_client_does_a_whole_job(
     assert "warn" not in said.lower(), said
     options = ["--strict", "--target", "es2022", "--module", "nodenext", "--lib", "es2022,dom"]
     node = installed / "bin" / "node"
-    # nothing is wrong with what was generated either: its declarations are checked too
+    # the compiler also checks the generated declarations
     runs(node, installed / "node_modules/typescript/bin/tsc", *options, "session.ts", cwd=tmp_path)
     await whole_job(*keyed_gateway, node, tmp_path / "session.js")

@@ -14,7 +14,7 @@ from tests.kit.support import eventually
 
 STREAMS = 1_000
 IDLE = 1_000
-# Generous: what is measured is 30 to 60 kB for a stream, and a few kB for an idle connection.
+# Generous: measured are 30 to 60 kB for a stream, and a few kB for an idle connection.
 STREAM_MAX_BYTES = 250_000
 IDLE_MAX_BYTES = 50_000
 
@@ -24,7 +24,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def connections_of(pid: int) -> int:
-    """Those of clients: the one to nats-server is not among them."""
+    """The number of clients' connections, without the one to nats-server."""
     process = psutil.Process(pid)
     (port,) = [listening.laddr.port for listening in process.net_connections() if listening.status == "LISTEN"]
     return sum(each.laddr.port == port and each.status == "ESTABLISHED" for each in process.net_connections())
@@ -59,7 +59,7 @@ async def test_a_thousand_streams_and_a_thousand_idle_connections(
     refused = next(talk for talk, status in followed if status == 429)
     assert json.loads(await refused.reader.readuntil(b'"retry_after_s":5.0}'))["code"] == "too_many_streams"
 
-    # others are served meanwhile
+    # the gateway serves other clients meanwhile
     answer = await http.get(f"/tasks/{task['id']}/events")
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "5")
     assert (await http.get("/healthz")).status_code == 200
@@ -82,7 +82,7 @@ async def test_a_thousand_streams_and_a_thousand_idle_connections(
         await talk.close()
 
     async def all_gone() -> bool:
-        return connections_of(gateway.pid) <= 1  # that of `http`
+        return connections_of(gateway.pid) <= 1  # `http` has one
 
     await eventually(all_gone)
 
@@ -108,7 +108,7 @@ async def test_requests_that_wait_are_bounded_and_those_whose_client_goes_make_r
 ) -> None:
     raise_fd_limit(WAITS_PER_CALLER_MAX)
     stays, *others = await asyncio.gather(*(Talk.to(gateway.port) for _ in range(WAITS_PER_CALLER_MAX)))
-    # only now: it waits for a lane for 30 s, and on a busy machine the connections alone take a while
+    # only now: the task waits for a lane for 30 s, and on a busy machine the connections alone take a while
     task = (await http.post("/generate", json={"model": "anisora", "prompt": "x"})).json()
     for talk in (*others, stays):  # on a busy machine a thousand take a while, and the last one waits for 20 s alone
         path = f"/tasks/{task['id']}?wait={20 if talk is stays else 60}"
@@ -121,12 +121,12 @@ async def test_requests_that_wait_are_bounded_and_those_whose_client_goes_make_r
     refused = await eventually(is_full)
     assert refused is not None
     assert (refused.json()["code"], refused.headers["retry-after"]) == ("too_many_waits", "5")
-    # what is accepted is answered at once, and says that it did not wait
+    # the gateway answers an accepted request at once, and says that it did not wait
     body = {"model": "anisora", "prompt": "x"}
     answer = await http.post("/generate", json=body, headers={"prefer": "wait=60, respond-async"})
     assert (answer.status_code, answer.json()["status"]) == (202, "pending")
     assert answer.headers["preference-applied"] == "respond-async"
-    # what need not wait does not count
+    # requests that need not wait do not count
     assert (await http.get(f"/tasks/{task['id']}")).json()["status"] == "pending"
 
     answered = asyncio.create_task(stays.reader.readuntil(b"\r\n\r\n"))
@@ -138,7 +138,7 @@ async def test_requests_that_wait_are_bounded_and_those_whose_client_goes_make_r
         return all(answer.status_code == 200 for answer in answers)
 
     await eventually(has_room)
-    # the others have not just come to the end of their waits, which are longer
+    # the waits of the others are longer, so they have not just ended
     assert not answered.done()
     assert (await http.delete(f"/tasks/{task['id']}")).status_code == 200
     assert (await answered).startswith(b"HTTP/1.1 200 ")

@@ -35,7 +35,7 @@ class Leader:
         )
 
     async def takes(self) -> GenerationTask:
-        """The task that comes next."""
+        """The next task."""
         found = await eventually(self.hand.next)  # it may take the server a moment to give what another hand gave back
         assert found is not None
         await found.message.ack()
@@ -50,7 +50,7 @@ async def leader(link: NatsLink) -> AsyncIterator[Leader]:
 
 
 async def in_hands(link: NatsLink, count: int) -> None:
-    """Returns when the consumer has given out *count* messages that nobody has acked."""
+    """Returns when the consumer has *count* delivered messages without an ack."""
 
     async def are() -> bool:
         given_out = (await js_of(link).consumer_info(DEGRADED, WORK_CONSUMER)).num_ack_pending
@@ -79,7 +79,7 @@ async def test_what_waits_keeps_its_place_and_is_not_claimed(link: NatsLink, lea
 
 
 async def test_all_that_waits_is_chosen_from(link: NatsLink) -> None:
-    """Though the first of them had come long before: the worker has just begun to lead."""
+    """This includes messages from long before: the worker has just begun to lead."""
     for number in range(6):
         await place(link, task_of(MODELS[number % 2], number))
     leader = Leader(link, order=Policy())
@@ -94,7 +94,7 @@ async def test_all_that_waits_is_chosen_from(link: NatsLink) -> None:
 
 
 async def test_it_is_kept_alive(link: NatsLink, leader: Leader) -> None:
-    """The server hears of each message again and again, and so gives it to nobody else."""
+    """The worker reports each message as in progress again and again, so the server does not redeliver it."""
     tasks = [await place(link, task_of("anisora", number)) for number in range(4)]
     heard: Counter[str] = Counter()
 
@@ -130,7 +130,7 @@ async def test_what_ended_or_was_taken_elsewhere_is_dropped(link: NatsLink, lead
 
 
 async def test_what_the_server_has_dropped_by_age_is_let_go(link: NatsLink, leader: Leader) -> None:
-    """Its deadline is over, and nobody claims it: it costs no look and no swap."""
+    """Such a task's deadline is over, and no worker claims it: it costs no look and no swap."""
     overdue = task_of("anisora", 1)
     overdue = await place(link, replace(overdue, deadline_at=overdue.queued_at))
     task = await place(link, task_of("phr00t", 2))
@@ -166,7 +166,7 @@ async def test_a_leader_that_dies_gives_all_back(link: NatsLink, nats_server: Na
     dead = Leader(own)
     assert await dead.takes() == tasks[0]
     await in_hands(link, 4)
-    await own.close()  # and says nothing
+    await own.close()  # and gives nothing back
     following = Leader(link)
     try:
         taken = []

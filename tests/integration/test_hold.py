@@ -1,4 +1,4 @@
-"""Held requests: a caller that hangs up gives up its place, unless another waits for the same task (FR-017, ADR
+"""Held requests: a caller that hangs up gives up its place, unless another caller waits for the same task (FR-017, ADR
 0011)."""
 
 import asyncio
@@ -34,7 +34,7 @@ async def second_gateway(bare_gateway: GatewayProcess, tmp_path: Path) -> AsyncI
 
 
 class Caller:
-    """A client that is held, on a connection of its own."""
+    """A held client, on a connection of its own."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -65,7 +65,7 @@ class Caller:
 
 
 async def logged(gateway: GatewayProcess, event: str, task_id: str, *, times: int = 1) -> None:
-    """Returns when *gateway* has said *event* of the task so many times."""
+    """Returns when *gateway* has logged *event* of the task *times* times."""
 
     async def look() -> bool:
         return sum(event in line and task_id in line for line in gateway.log().splitlines()) >= times
@@ -111,7 +111,7 @@ async def test_a_caller_that_hangs_up_before_it_is_held_frees_its_place(system: 
 
 
 async def test_a_task_is_withdrawn_when_its_last_caller_has_hung_up(system: System) -> None:
-    """Two callers with one key: one leaves and nothing changes; both have left, and the key makes a new task."""
+    """Two callers share one key. When one leaves, nothing changes. After both have left, the key makes a new task."""
     first = await Caller.post(system.gateway.port, key="two")
     task_id = await system.only_task()
     second = await Caller.post(system.gateway.port, key="two")
@@ -144,7 +144,7 @@ async def test_a_caller_at_another_gateway_keeps_the_task(system: System, second
 
 
 async def test_a_task_that_was_promised_is_not_withdrawn(system: System) -> None:
-    """After the first `202` no closed connection withdraws the task; held callers are answered too."""
+    """After the first `202` no closed connection withdraws the task. Held callers get an answer too."""
     held = await Caller.post(system.gateway.port, key="promised")
     task_id = await system.only_task()
     promised = await system.submit(**{"idempotency-key": "promised"})
@@ -158,7 +158,7 @@ async def test_a_task_that_was_promised_is_not_withdrawn(system: System) -> None
 
 
 async def test_a_waiting_caller_whose_task_was_withdrawn_is_submitted_again(system: System) -> None:
-    """A gateway that did not know of this caller withdrew the task: the caller gets the next task of its key."""
+    """A gateway that did not know of this caller has withdrawn the task: the caller gets the next task of its key."""
     caller = await Caller.post(system.gateway.port, key="race")
     task_id = await system.only_task()
     record, revision = await system.record(task_id)

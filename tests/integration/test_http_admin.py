@@ -201,7 +201,7 @@ async def test_a_switch_that_somebody_else_has_set_meanwhile(system: System) -> 
     assert (await http.get(url)).json()["mode"] == "degraded"
     for again in ({}, {"if_match": "*"}):
         assert (await put("auto", **again)).status_code == 200
-    # what `nats kv put` sets counts as well, also what is ignored
+    # a value from `nats kv put` counts as well, even one that gateways ignore
     await system.link.entries.put(CONTROL, "lanes.anisora", b"off")
 
     async def reported() -> str | None:
@@ -211,7 +211,7 @@ async def test_a_switch_that_somebody_else_has_set_meanwhile(system: System) -> 
     ignored = await eventually(reported)
     assert ignored is not None
     assert (await put("auto", if_match=ignored)).status_code == 200
-    # and a key that was deleted, which is as if it had never been set
+    # a deleted key counts as one that was never set
     entry = await system.link.entries.get(CONTROL, "lanes.anisora")
     assert entry is not None
     await system.link.entries.delete(CONTROL, "lanes.anisora", revision=entry.revision)
@@ -316,7 +316,7 @@ async def test_the_command_prints_a_table_or_json(system: System) -> None:
 
 
 def read_until(terminal: int, words: bytes) -> None:
-    """Returns when *words* were drawn."""
+    """Returns when *words* are on the screen."""
     drawn = b""
     while words not in drawn:
         drawn += os.read(terminal, 65_536)

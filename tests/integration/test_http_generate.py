@@ -1,4 +1,4 @@
-"""`POST /generate` over real HTTP: what is accepted, what is refused, and that a refusal leaves nothing behind."""
+"""`POST /generate` over real HTTP: what the gateway accepts and refuses, and that a refusal leaves nothing behind."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ def png(width: int = 32, height: int = 32) -> str:
 
 
 async def stored(link: NatsLink) -> tuple[int, ...]:
-    """The last sequence of every stream that a request could touch: equal sums mean that nothing was written."""
+    """The last sequence of every stream that a request could touch. Equal values mean that nothing was written."""
     names = [*(lane_stream(model) for model in MODELS), "DEGRADED", bucket_stream(TASKS)]
     return tuple([(await js_of(link).stream_info(name)).state.last_seq for name in names])
 
@@ -177,14 +177,14 @@ NESTED = b'{"a":[' + b'{"b":1},' * 1_500_000 + b"1]}"
     ],
 )
 async def test_what_is_not_the_image_is_bounded_before_it_is_parsed(content: bytes, http: httpx.AsyncClient) -> None:
-    """12 MB of small objects once took 584 MB and 2.5 to 5.9 s, during which the gateway answered nobody."""
+    """12 MB of small objects once took 584 MB and 2.5 to 5.9 s, during which the gateway answered no client."""
     response = await http.post("/generate", content=content, headers={"content-type": "application/json"})
     assert (response.status_code, problem(response)["code"]) == (413, "body_too_large")
     assert " bytes beside the image; at most 131072 are allowed" in response.json()["detail"]
 
 
 def test_a_body_without_a_declared_length_is_not_read_on(gateway: GatewayProcess) -> None:
-    """The gateway hangs up on a client that goes on sending."""
+    """The gateway closes the connection of a client that goes on sending."""
     head = b"POST /generate HTTP/1.1\r\nHost: [::1]\r\n"
     head += b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n"
@@ -214,7 +214,8 @@ async def test_one_key_one_task(http: httpx.AsyncClient, gateway_link: NatsLink)
 
 
 async def test_the_class_of_a_request_is_that_of_its_task(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
-    """Of the body, of the header where the body names none; the message carries it, and a repeat does not change it."""
+    """The class is that of the body, or of the header if the body names none. The message carries it, and a repeat does
+    not change it."""
     for fields, headers, expected in (
         ({}, {}, "standard"),
         ({"priority": "interactive"}, {"priority": "background"}, "interactive"),

@@ -1,6 +1,7 @@
-"""What the panel needs of `/admin` over real HTTP: what waits, the last hour, swaps, quarantines, and keys.
+"""What the panel needs of `/admin` over real HTTP: what waits, the last hour, swaps, quarantines, and keys; and the
+resubmission of a task's request.
 
-And the request of a task once more. The last test makes a key: from there on the gateway is closed.
+The last test makes a key: from then on the gateway is closed.
 """
 
 import hashlib
@@ -45,7 +46,7 @@ async def record(system: System, task: GenerationTask) -> GenerationTask:
 
 
 async def seen(system: System, path: str, look: Callable[[Any], bool]) -> Any:
-    """What `/admin/PATH` answers as soon as *look* holds of it."""
+    """The first answer of `/admin/PATH` for which *look* is true."""
 
     async def found() -> Any:
         answer = await system.http.get(f"/admin/{path}")
@@ -213,7 +214,7 @@ async def test_keys_are_made_shown_and_revoked(bare_system: System) -> None:
         return (await http.get("/admin/keys")).status_code == 401
 
     await eventually(counts)
-    http.headers.update(operator)  # for what the fixture does at the end
+    http.headers.update(operator)  # the fixture needs it at the end
     listed = await http.get("/admin/keys", headers=operator)
     assert listed.json() == {"is_open": False, "keys": [key], "unreadable": []}
     assert secret.rpartition("_")[2] not in listed.text

@@ -32,7 +32,7 @@ async def test_a_place_in_the_queue_is_in_the_tag(http: httpx.AsyncClient, gatew
     after = await http.get(url, headers={"if-none-match": before.headers["etag"]})
     assert (after.status_code, after.json()["queue"]["position"]) == (200, before.json()["queue"]["position"] - 1)
     assert after.headers["etag"] != before.headers["etag"]
-    # a waiting client is answered when the task changes, and sees a new place only when the wait is over
+    # the gateway answers a waiting client when the task changes; a new place shows only when the wait is over
     waited = await http.get(f"{url}?wait=0.05", headers={"if-none-match": f'"1", {before.headers["etag"]}'})
     assert (waited.status_code, waited.headers["etag"]) == (200, after.headers["etag"])
     waiting = asyncio.create_task(
@@ -80,7 +80,7 @@ async def test_a_filter_takes_several_values(http: httpx.AsyncClient) -> None:
 
 
 async def test_labels_and_time_filter_page_by_page(http: httpx.AsyncClient) -> None:
-    """The labels stand in the task and filter it; spans that adjoin list each task once; a cursor keeps to all that."""
+    """The task shows its labels, which filter it. Adjoining spans list each task once. A cursor keeps the filters."""
     project = f"project:{uuid.uuid4()}"
     key, _, value = project.partition(":")
     made = [
@@ -148,7 +148,7 @@ async def _until_data(stream: httpx.Response) -> AsyncIterator[str]:
 async def test_the_expected_wait_comes_from_measured_service_times(
     http: httpx.AsyncClient, gateway_link: NatsLink
 ) -> None:
-    """One that took 10 s, one that runs for 4 s already, and two that wait."""
+    """One task took 10 s, one has run for 4 s, and two wait."""
     now = datetime.now(UTC)
 
     def claim(task: GenerationTask, at: datetime) -> GenerationTask:

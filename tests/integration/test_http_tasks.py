@@ -1,4 +1,4 @@
-"""`/tasks` over real HTTP: look, wait, follow, list, cancel, download."""
+"""`/tasks` over real HTTP: read, wait, follow, list, cancel, download."""
 
 import asyncio
 import json
@@ -67,7 +67,7 @@ async def test_whoever_hangs_up_while_the_end_is_awaited_takes_nothing_back(
 async def test_a_file_is_sent_as_plain_bytes_to_those_who_ask_for_them(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
 ) -> None:
-    """As the document says; everybody else gets a video."""
+    """As the OpenAPI document says. All other clients get a video."""
     task = await submitted(http)
     await finished(gateway_link, gateway, task["id"])
     assert (await http.get(f"/tasks/{task['id']}?wait=10")).json()["status"] == "done"
@@ -87,7 +87,7 @@ async def test_a_file_is_sent_as_plain_bytes_to_those_who_ask_for_them(
 async def test_every_answer_about_a_task_has_one_shape(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
 ) -> None:
-    """Waited for or not, ended or not, alone, in a list or on a stream."""
+    """With a wait or without, ended or not, alone, in a list or on a stream."""
     body, key = {"model": "anisora", "prompt": "x"}, {"idempotency-key": "one-shape"}
     async with http.stream("GET", "/tasks/events") as stream:
         pieces = stream.aiter_bytes()
@@ -169,7 +169,7 @@ async def test_cancelling_only_what_was_seen(
         assert (answer.status_code, problem(answer)["code"]) == (412, "precondition_failed"), refused
         assert (await http.get(url)).json()["status"] == "pending"
     await http.delete(f"/tasks/{first['id']}", headers={"if-match": "*"})
-    assert (await http.get(url)).headers["etag"] != tag  # it moved up
+    assert (await http.get(url)).headers["etag"] != tag  # the task moved up
     cancelled = await http.delete(url, headers={"if-match": f"{others}, {tag}"})
     assert (cancelled.status_code, cancelled.json()["status"]) == (200, "failed")
     again = await http.get(url)
@@ -230,7 +230,7 @@ async def test_long_answers_are_compressed(http: httpx.AsyncClient) -> None:
 async def test_cancelling_loses_no_race(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
 ) -> None:
-    """A task that ended meanwhile is answered as it ended."""
+    """For a task that ended meanwhile, the answer shows that end."""
     task = await submitted(http)
     await finished(gateway_link, gateway, task["id"])
     answer = await http.delete(f"/tasks/{task['id']}")
@@ -315,15 +315,15 @@ async def test_a_failed_task_keeps_its_reason(http: httpx.AsyncClient, gateway_l
 
 
 async def test_a_task_that_runs_says_how_long_it_will(http: httpx.AsyncClient, gateway_link: NatsLink) -> None:
-    """In its JSON, in its tag and on both streams; the next revision counts for who waits, and not the time passed."""
+    """In its JSON, in its tag and on both streams. For a waiting client only the next revision counts, and no time."""
     task = await submitted(http)
     await claimed(gateway_link, task["id"])
     current, revision = await record(gateway_link, task["id"])
     url = f"/tasks/{task['id']}"
-    # the gateway has not seen the claim yet, perhaps
+    # the gateway may not have seen the claim yet
     claim = await http.get(url, headers={"if-none-match": f'"{revision - 1}"'}, params={"wait": "20"})
     assert claim.json()["progress"] == {"step": 0, "steps": 8, "eta_s": None}
-    # as if all steps but one still had to come, of an hour each: what is left is the same all through the test
+    # the last step is long overdue: the 30 s that follow the steps are what is left, all through the test
     done = StepsDone(step=7, steps=8, step_s=3_600, at=datetime.now(UTC) - timedelta(days=1), after_s=30)
     running = lifecycle.renew(current, progress=done, lease_s=60, now=datetime.now(UTC))
     revision = await gateway_link.entries.update(TASKS, task["id"], encode_task(running), revision=revision)

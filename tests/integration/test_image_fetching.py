@@ -1,4 +1,4 @@
-"""An image that is fetched, from hosts that do what they like: real HTTP servers, real TLS, a real name server."""
+"""The gateway fetches an image from hosts that may misbehave: real HTTP servers, real TLS, a real DNS server."""
 
 import asyncio
 import ssl
@@ -16,7 +16,7 @@ from tests.kit.names import NameServer
 from tests.kit.receivers import Answer, Received, answering, endless_head, receiving, silent
 from tests.kit.support import eventually, free_port
 
-# Nobody is there, and nothing may go there: a network for documentation.
+# No host is there, and no request may go there: a network for documentation.
 FORBIDDEN = "203.0.113.7"
 
 
@@ -27,7 +27,7 @@ async def drip(_: Received, writer: asyncio.StreamWriter) -> None:
 
 
 def endless_image(sent: list[int]) -> Answer:
-    """A host whose image never ends; *sent* gets how much of it went out."""
+    """A host whose image never ends; *sent* gets how much of it was sent."""
 
     async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -99,7 +99,7 @@ async def test_an_image_without_end_is_read_up_to_the_limit() -> None:
     async with receiving(endless_image(sent)) as host:
         with pytest.raises(NotFetched, match="more than"):
             await fetch(host.url)
-    # and what fits into the buffers between the two
+    # plus what fits into the buffers between the two
     assert sum(sent) < LIMITS.max_bytes + 32 * 2**20
 
 
@@ -107,7 +107,7 @@ async def test_what_is_no_image_is_given_up_at_its_first_bytes() -> None:
     async def answer(_: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n<!DOCTYPE html>")
         await writer.drain()
-        await writer.wait_closed()  # it says no more, and does not end
+        await writer.wait_closed()  # it sends nothing more, and does not end
 
     async with receiving(answer) as host:
         with pytest.raises(NotFetched, match="first bytes"):
@@ -181,7 +181,7 @@ async def test_a_caller_whose_hosts_are_slow_takes_no_more_than_its_own_places()
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
-        assert (await fetch(host.url, using=used)).content == PNG  # the places are free again
+        assert (await fetch(host.url, using=used)).content == PNG  # the places for fetches are free again
     await used.close()
 
 

@@ -1,4 +1,4 @@
-"""Images as files, by reference and by address: a real gateway, and hosts of images that do what they like."""
+"""Images as files, by reference and by address: a real gateway, and image hosts that may misbehave."""
 
 import asyncio
 import hashlib
@@ -66,7 +66,7 @@ async def test_a_form_is_the_same_request_as_json(http: httpx.AsyncClient, gatew
     task = sent.json()
     assert (task["parameters"]["prompt"], task["parameters"]["seed"]) == ("8", 7)
     assert stored(gateway, task) == PNG
-    # the same key with a data URI: the same request, so the same task
+    # the same key with a data URI is the same request, so the same task
     assert (await submit(http, data_uri(PNG), **key)).json()["id"] == task["id"]
 
 
@@ -88,7 +88,7 @@ END = b"--b--\r\n"
 
 
 async def test_a_form_in_which_no_file_was_chosen_is_a_request_without_an_image(http: httpx.AsyncClient) -> None:
-    """As browsers send it, also for a model that takes none."""
+    """Browsers send such a form, even for a model that takes no image."""
     chosen = part("image", b"", more='; filename=""\r\nContent-Type: application/octet-stream')
     body = part("model", b"phr00t") + part("prompt", b"x") + chosen + END
     answer = await http.post("/generate", content=body, headers=ASYNC | FORM)
@@ -148,7 +148,7 @@ async def test_an_upload_is_used_in_many_requests_and_each_task_keeps_its_own(
     assert [answer.status_code for answer in answers] == [202] * 3
     assert len({answer.json()["id"] for answer in answers}) == 3
     assert (await http.delete(f"/images/{image['id']}")).status_code == 204
-    # removed for new requests, and not for those that have it
+    # removed for new requests, but not for tasks that have it
     assert [stored(gateway, answer.json()) for answer in answers] == [PNG] * 3
     assert errors(await submit(http, {"ref": image["id"]})) == [("/image/ref", "image_not_found")]
 
@@ -185,7 +185,7 @@ async def test_a_task_is_submitted_again_without_the_upload(http: httpx.AsyncCli
 async def test_whoever_repeats_a_request_stores_the_image_that_a_dead_gateway_did_not(
     http: httpx.AsyncClient, gateway: GatewayProcess
 ) -> None:
-    """As after a kill between the queue message and the image; the worker waits for it meanwhile."""
+    """As after a kill between the queue message and the image. Meanwhile the worker waits for the image."""
     key = {"idempotency-key": "lost"}
     image = await upload(http)
     task = (await submit(http, {"ref": image["id"]}, **key)).json()
@@ -254,7 +254,7 @@ async def test_an_image_is_fetched_before_the_answer_and_the_task_holds_it(
         assert stored(gateway, answer.json()) == PNG
         assert host.received[0].target == "/x.png?sig=secret7319"
         assert "authorization" not in host.received[0].headers
-        # the same request again is the same task, and asks nobody
+        # the same request again is the same task, and fetches nothing
         again = await submit(http, {"url": f"http://localhost:{host.port}/x.png?sig=secret7319"}, **key)
         assert again.json()["id"] == answer.json()["id"]
         assert host.connections == 1
@@ -292,7 +292,8 @@ async def test_a_host_that_nobody_allowed_is_not_asked(http: httpx.AsyncClient) 
     assert "--images-allow-host" in answer.json()["errors"][0]["message"]
 
 
-# Of others, and of a gateway whose operator said nothing. Last: from the first key on the gateway asks for keys.
+# Images of other callers, and a gateway whose operator allowed nothing. These tests come last: from the first key on
+# the gateway asks for keys.
 
 
 async def test_an_image_is_its_callers_alone(http: httpx.AsyncClient, gateway: GatewayProcess) -> None:
@@ -314,7 +315,7 @@ async def test_an_image_is_its_callers_alone(http: httpx.AsyncClient, gateway: G
             answer = await http.request(method, f"/images/{image}", headers=by(stranger))
             assert problem(answer) == (404, "image_not_found")
             nowhere = await http.request(method, f"/images/img_{'0' * 32}", headers=by(stranger))
-            # nothing tells an image of another caller from one that is not there
+            # the answer does not distinguish another caller's image from a missing one
             assert {**nowhere.json(), "instance": None} == {**answer.json(), "instance": None}
         assert errors(await submit(http, {"ref": image}, **by(stranger))) == [("/image/ref", "image_not_found")]
     assert (await submit(http, {"ref": image}, **by(ann))).status_code == 202

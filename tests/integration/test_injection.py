@@ -1,4 +1,5 @@
-"""Ids, models, keys and headers that try to mean something else: refused, NATS is not touched, no header splits."""
+"""Ids, models, keys and headers that try to mean something else: the gateway refuses them, NATS is not touched, and no
+header splits."""
 
 import asyncio
 import json
@@ -40,7 +41,7 @@ STREAMS = (*map(lane_stream, MODELS), DEGRADED, *map(bucket_stream, (TASKS, CONT
 
 
 async def touched(link: NatsLink) -> dict[str, tuple[int, int]]:
-    """What every stream has had, and has."""
+    """The last sequence and the number of messages of every stream."""
     states = {name: (await js_of(link).stream_info(name)).state for name in STREAMS}
     return {name: (state.last_seq, state.messages) for name, state in states.items()}
 
@@ -164,7 +165,7 @@ async def test_a_hostile_traceparent_is_ignored(
 )
 async def test_no_header_leads_an_answer_elsewhere(header: bytes, gateway: GatewayProcess) -> None:
     body = b'{"model":"anisora","prompt":"x"}'
-    # who names another host than the loopback needs a key (`test_access.py`); here the header is what the test is about
+    # a client that names another host than the loopback needs a key (`test_access.py`); this test is about the header
     host = b"" if header.startswith(b"Host:") else b"Host: [::1]\r\n"
     head = (
         b"POST /generate HTTP/1.1\r\n"
@@ -174,7 +175,7 @@ async def test_no_header_leads_an_answer_elsewhere(header: bytes, gateway: Gatew
     )
     status, headers, answer = await raw(gateway, head % len(body) + body)
     assert status == 202
-    assert headers["location"] == f"/tasks/{json.loads(answer)['id']}"  # a path, wherever the client thinks it is
+    assert headers["location"] == f"/tasks/{json.loads(answer)['id']}"  # a path, whatever host the client names
     assert b"evil" not in answer
     assert "evil" not in str(headers)
 
@@ -183,7 +184,7 @@ async def test_no_header_leads_an_answer_elsewhere(header: bytes, gateway: Gatew
     "form", ["http://127.0.0.1:{}/x.png", "//127.0.0.1:{}/x", "data:image/png,http://127.0.0.1:{}/"]
 )
 async def test_no_url_is_fetched_that_no_operator_allowed(form: str, http: httpx.AsyncClient) -> None:
-    """Not even one inside an SVG. A server listens at the URL, and nobody connects."""
+    """Not even a URL inside an SVG. A server listens at the URL, and the gateway does not connect."""
     heard = 0
 
     async def hear(reader: object, writer: asyncio.StreamWriter) -> None:
@@ -197,7 +198,7 @@ async def test_no_url_is_fetched_that_no_operator_allowed(form: str, http: httpx
     for image in (url, data_uri(svg, "image/svg+xml"), data_uri(svg, "image/png")):
         answer = await http.post("/generate", json={"model": "anisora", "prompt": "x", "image": image})
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "bad_image")
-        assert (await http.get("/healthz")).status_code == 200  # whatever it had begun would be under way
+        assert (await http.get("/healthz")).status_code == 200  # by then any fetch would be under way
     for named in ({"url": url}, {"ref": url}):
         answer = await http.post("/generate", json={"model": "anisora", "prompt": "x", "image": named})
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")

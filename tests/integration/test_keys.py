@@ -39,7 +39,7 @@ from tests.kit.support import (
 
 
 async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_path: Path) -> None:
-    """From the first key on a gateway stays closed, also after the last key was revoked and after a restart."""
+    """From the first key on a gateway stays closed, even after the last key was revoked and after a restart."""
     gateway = GatewayProcess(tmp_path)
     with contextlib.ExitStack() as leave:
         leave.callback(gateway.nats.stop)
@@ -48,7 +48,7 @@ async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_pa
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         nats = ("--nats-url", gateway.nats.url)
 
-        # no key was ever made: a gateway for others waits for one, one on the loopback is open
+        # without any key, a gateway for other machines waits for one, and a gateway on the loopback is open
         (tmp_path / "for-others").mkdir()
         for_others = WaitingGateway(gateway.nats, tmp_path / "for-others", "--host", "0.0.0.0")
         leave.callback(for_others.end)
@@ -70,7 +70,7 @@ async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_pa
             before = f"/tasks/{answer.json()['id']}"
             assert (await http.get(before)).status_code == 200
 
-            # a page whose own name leads here cannot use it, though its browser is on this machine
+            # a web page whose own name leads to this gateway cannot use it, though the browser is on this machine
             rebound = await http.post("/generate", json=BODY, headers=ASYNC | {"host": "attacker.example:8000"})
             assert (rebound.status_code, rebound.json()["code"]) == (403, "foreign_host")
             assert (await http.get("/healthz", headers={"host": "attacker.example"})).status_code == 200
@@ -156,7 +156,7 @@ def test_up_for_others_needs_a_key_first_and_then_speaks_https(tmp_path: Path) -
     assert "warmlane keys add" in refused.stderr
     assert "without --host" in refused.stderr
     for number in (port, nats_port):
-        socket.create_server(("127.0.0.1", number)).close()  # nothing is left running
+        socket.create_server(("127.0.0.1", number)).close()  # no process is left running
 
     server = NatsServer(data_dir / "nats")
     server.start()

@@ -30,12 +30,12 @@ pytestmark = pytest.mark.usefixtures("forks")
 MODEL = "phr00t"
 STREAM = lane_stream(MODEL)
 LANE, DEGRADED = "phr00t-0", "degraded-0"
-# The last of them has to be taken in time, also on a machine that others keep busy.
+# The last of several tasks has to be taken in time, even on a busy machine.
 SEVERAL_WAIT = pytest.mark.parametrize("scene", [{"wait_limit_s": 10.0}], indirect=True, ids=["10s"])
 
 
 class History:
-    """Every state of every task, in the order in which the server had them."""
+    """Every state of every task, in the order in which the server stored them."""
 
     def __init__(self) -> None:
         self._seen: dict[str, list[GenerationTask]] = {}
@@ -62,7 +62,7 @@ class History:
 
 
 class Scene:
-    """A lane, cut off from the server when that is asked for, and a degraded worker that is not."""
+    """A lane that a test can cut off from the server, and a degraded worker that stays connected."""
 
     def __init__(self, system: System, wire: CutWire, wire_url: str, options: tuple[str, ...], step_s: float) -> None:
         self._step_s = step_s
@@ -78,7 +78,7 @@ class Scene:
         return LaneProcess(self._wire_url, self._folder, *options, model=MODEL, environment=shared_forks())
 
     async def ready(self) -> None:
-        """The lane is warm and idle, as the gateway knows it too; nothing waits."""
+        """Returns when the lane is warm and idle, and the gateway knows it. Nothing waits."""
         if not self.lane.is_running:
             self.lane = self._start_lane()
 
@@ -123,7 +123,7 @@ class Scene:
         return task
 
     async def serves_again(self) -> None:
-        """The lane takes a task as if nothing had been, and what was in its queue is gone."""
+        """The lane takes a task as if nothing had happened, and its queue is empty."""
         task = await self.done(await self.submit())
         assert (task.worker, task.route, task.attempt, task.epoch) == (LANE, "lane", 1, 0)
         assert await self.system.depth(STREAM) == 0
@@ -137,7 +137,7 @@ class Scene:
 
 @pytest.fixture
 async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
-    """Tasks wait for 3 s; the test's parameter has other settings."""
+    """Tasks wait for 3 s, unless the test's parameter has other settings."""
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
     windows = {
@@ -190,14 +190,14 @@ async def away_before_it_claims(scene: Scene, leave: Act, come_back: Act) -> Non
 
 
 async def away_in_mid_run(scene: Scene, leave: Act, come_back: Act) -> None:
-    """The lane is away when its lease runs out, and comes back with a video: nobody wants it any more."""
+    """The lane is away when its lease runs out, and comes back with a video that no longer counts."""
     await scene.ready()
     task_id = await scene.submit()
     await scene.runs(task_id)
     leave()
     done = await scene.done(task_id)
     assert (done.worker, done.attempt) == (DEGRADED, 2)
-    assert done.epoch >= 2  # requeued for a lane that seems to be warm, then rerouted
+    assert done.epoch >= 2  # requeued for a lane that still seems warm, then rerouted
     come_back()
     await scene.lane_logs("ownership_lost", task_id)
     await scene.ready()
@@ -219,13 +219,13 @@ async def test_lanes_that_fall_silent(scene: Scene) -> None:
         for leave, come_back in ((stop, resume), (scene.wire.cut, scene.wire.mend)):
             await fault(scene, leave, come_back)
             (now,) = scene.lane.hosts
-            assert host in (None, now)  # it never was the host's fault
+            assert host in (None, now)  # the host was never at fault
             host = now
 
 
 @SEVERAL_WAIT
 async def test_kill_9_of_a_lane_with_tasks_waiting(scene: Scene) -> None:
-    """The task in hand runs again when its lease has ended, the others when they have waited long enough."""
+    """The task in hand runs again when its lease has ended, and the others when they have waited long enough."""
     await scene.ready()
     tasks = [await scene.submit()]
     await scene.runs(tasks[0])
@@ -242,7 +242,7 @@ async def test_kill_9_of_a_lane_with_tasks_waiting(scene: Scene) -> None:
 
 @SEVERAL_WAIT
 async def test_sigterm_of_a_lane_with_tasks_waiting(scene: Scene) -> None:
-    """It finishes the one in hand, and takes no more; the others are served elsewhere, and none fails."""
+    """The lane finishes the task in hand, and takes no more. The degraded worker serves the others, and none fails."""
     await scene.ready()
     tasks = [await scene.submit() for _ in range(4)]
     await scene.runs(tasks[0])
@@ -253,12 +253,12 @@ async def test_sigterm_of_a_lane_with_tasks_waiting(scene: Scene) -> None:
     assert await heartbeat_of(scene.system.link, LANE) is None
 
 
-# A step lasts longer than it takes to ask the lane to stop, also where disk or cores make the server answer late.
+# A step lasts longer than it takes to stop the lane, even if a slow disk or busy cores delay the server's answers.
 @pytest.mark.parametrize(
     "scene", [{"wait_limit_s": 10.0, "drain_s": 0.2, "attempts": 1, "step_s": 5.0}], indirect=True, ids=["one"]
 )
 async def test_a_lane_that_is_asked_to_stop_hands_its_task_back_at_no_cost(scene: Scene) -> None:
-    """ADR 0004: with one attempt allowed, the task is run again when the drain was too short for it."""
+    """ADR 0004: even with only one attempt allowed, the task runs again when the drain was too short for it."""
     await scene.ready()
     task_id = await scene.submit()
     await scene.runs(task_id)

@@ -58,7 +58,7 @@ def lane_mode(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 async def test_a_switch_set_on_one_gateway_is_obeyed_by_all(system: System, second_gateway: GatewayProcess) -> None:
     response = await system.http.put("/admin/lanes/index-anisora/mode", json={"mode": "degraded"})
     assert (response.status_code, response.json()["model"], response.json()["mode"]) == (200, "anisora", "degraded")
-    # the one that was asked obeys at once, the other one as soon as its watch delivers it
+    # the gateway that got the request obeys at once, the other one as soon as its watch delivers the switch
     assert (await system.submit())["route"] == "degraded"
     await every_gateway_says(system, second_gateway, "degraded", "degraded: manual")
     async with httpx.AsyncClient(base_url=second_gateway.url) as http:
@@ -82,7 +82,7 @@ async def test_a_switch_in_the_bucket_and_one_that_cannot_be_used(
 
         await eventually(is_reported)
     await every_gateway_says(system, second_gateway, "degraded", "degraded: manual")
-    # a gateway that comes later finds only the bucket, and must not send to the lanes what the others keep off them
+    # a gateway that starts later finds only the bucket, and must not send to the lanes what the others keep off them
     await asyncio.to_thread(second_gateway.stop)
     await asyncio.to_thread(second_gateway.start, "--keep", f"{KEEP_S:g}s")
     await every_gateway_says(system, second_gateway, "degraded", "degraded: manual")

@@ -1,4 +1,4 @@
-"""What waits for the lanes of a model starts by class and caller (ADR 0042): real loops and lanes on a real server."""
+"""Tasks that wait for a model's lanes start by class and caller (ADR 0042): real loops and lanes on a real server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -65,7 +65,7 @@ async def worker(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncItera
 
 
 async def test_an_interactive_task_overtakes_ten_background_ones(link: NatsLink, worker: Worker) -> None:
-    """The work loop of a lane, which runs one of them when the others come."""
+    """Here on the work loop of a lane, which runs one of them when the others come."""
     first = await place(link, queued(0, BACKGROUND))
     await worker.runner.started.wait()
     background = [await place(link, queued(number, BACKGROUND)) for number in range(1, 11)]
@@ -84,7 +84,7 @@ async def test_an_interactive_task_overtakes_ten_background_ones(link: NatsLink,
 
 @pytest.mark.usefixtures("forks", "rogue_forks")
 async def test_a_real_lane_takes_the_interactive_task_first(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
-    """A tiny pipeline, whose lane becomes warm when all of them wait."""
+    """Here with a tiny pipeline, whose lane becomes warm when all tasks wait."""
     background = [await place(link, queued(number, BACKGROUND, model="phr00t")) for number in range(10)]
     urgent = await place(link, queued(11, INTERACTIVE, model="phr00t"))
     lane = Lane(link, catalog, tmp_path)
@@ -98,11 +98,11 @@ async def test_a_real_lane_takes_the_interactive_task_first(link: NatsLink, cata
 
 
 async def test_what_is_not_chosen_goes_to_the_next_lane_at_once(link: NatsLink) -> None:
-    """The server gives it out as it is handed back, one by one: the next lane may meet some of it before the rest."""
+    """The server redelivers the messages one by one, as the lane hands them back: the next lane may get some first."""
     tasks = [await place(link, queued(number)) for number in range(6)]
     one, two = hand_of(link), hand_of(link)
     try:
-        found = await one.next()  # not acked: it is in the hand of this lane alone
+        found = await one.next()  # not acked: only this lane has it in its hand
         assert found is not None
         rest = [await take(two) for _ in range(5)]
     finally:
@@ -115,7 +115,7 @@ async def test_what_is_not_chosen_goes_to_the_next_lane_at_once(link: NatsLink) 
         consumer = await js_of(link).consumer_info(STREAM, WORK_CONSUMER)
         return (consumer.num_ack_pending, await waiting(link)) == (1, 1)
 
-    await eventually(one_is_left)  # an ack is sent, and nobody waits until the server has counted it
+    await eventually(one_is_left)  # the lane does not wait until the server has counted its ack
 
 
 async def test_two_lanes_serve_each_task_once(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
@@ -141,12 +141,12 @@ async def test_a_caller_with_one_task_goes_before_the_rest_of_one_with_many(link
     worker.runner.may_end.set()
     await becomes(link, many[-1], TaskStatus.DONE)
     ran = [task.id for task in worker.runner.ran]
-    # the first one's run was measured when it ended: from then on its caller has had more than the other one
+    # when the first run has ended, its time counts: from then on its caller has had more than the other one
     assert ran.index(single.id) < ran.index(many[-1].id)
 
 
 async def test_an_overdue_task_is_still_taken(link: NatsLink) -> None:
-    """Whoever moves its record first wins (ADR 0007)."""
+    """The process that moves its record first wins (ADR 0007)."""
     task = queued(0)
     task = await place(link, replace(task, deadline_at=task.queued_at))
     hand = hand_of(link)
@@ -180,7 +180,7 @@ async def test_in_order_of_arrival_where_the_settings_say_so(link: NatsLink) -> 
 
 
 async def test_a_lane_sees_the_oldest_of_a_deep_queue(link: NatsLink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks at so many; what comes behind them is seen as soon as it is among them."""
+    """It looks at the first LANE_LOOK_MAX messages; a later message is seen as soon as it is among them."""
     monkeypatch.setattr(lane_hand, "ALIKE_S", 0.0)
     deep = [await place(link, queued(number, BACKGROUND)) for number in range(LANE_LOOK_MAX + 1)]
     urgent = await place(link, queued(LANE_LOOK_MAX + 1, INTERACTIVE))

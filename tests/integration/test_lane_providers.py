@@ -1,6 +1,6 @@
-"""What holds of every provider of lanes, and what a cluster alone says: `warmlane supervisor` beside a real gateway, on
-this machine's slots and on a real API server with its controllers, its scheduler and its access rules. No pod runs
-there: what a kubelet would say of one, a test writes into the pod's status.
+"""What holds of every provider of lanes, and what only a cluster reports: `warmlane supervisor` beside a real gateway,
+on this machine's slots and on a real API server with its controllers, its scheduler and its access rules. No pod runs
+there: a test writes the status of pods in the kubelet's place.
 
 The supervisor's account is the chart's: what its Role does not allow, it cannot do here either.
 """
@@ -97,11 +97,11 @@ async def test_a_lane_that_ends_again_and_again_crash_loops(
         await rig.routes("phr00t", "degraded: capacity")
 
 
-# ── what a cluster alone says ────────────────────────────────────────────────────────────────────────────────────────
+# ── what only a cluster says ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_quota_of_the_namespace_denies_a_lane(cluster: OnCluster, bare_system: System, tmp_path: Path) -> None:
-    """FR-021 (a): the provider's quota, in its own words, and only for as long as it stands."""
+    """FR-021 (a): the provider's quota, in the cluster's own words, and only as long as it exists."""
     options, environment = cluster.options()
     spec = {"hard": {"requests.nvidia.com/gpu": "1"}}
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "cards"}, "spec": spec}
@@ -121,7 +121,7 @@ async def test_a_quota_of_the_namespace_denies_a_lane(cluster: OnCluster, bare_s
 async def test_a_kubelet_that_cannot_run_a_lane_and_the_lanes_own_word(
     cluster: OnCluster, bare_system: System, tmp_path: Path
 ) -> None:
-    """What a lane wrote stands, unless the cluster says that the process which wrote it is gone."""
+    """The lane's own report stands, unless the cluster reports that the process that wrote it is gone."""
     cluster.make_room()
     options, environment = cluster.options()
     async with supervised(bare_system, tmp_path / "data", *options, ONE, **environment) as rig:
@@ -151,7 +151,7 @@ async def test_a_kubelet_that_cannot_run_a_lane_and_the_lanes_own_word(
         await rig.says("phr00t", LaneState.CRASH_LOOPING, "OOMKilled, exit code 137", "started again 1 times")
         await rig.logs("lane_ended", lane=name, times=1)
 
-        # the next process, before the kubelet has said that it runs
+        # the next process reports before the kubelet has reported that it runs
         last = await heartbeats.put(key, msgspec.structs.replace(own, started_at=own.started_at + timedelta(hours=1)))
         await rig.routes("phr00t", "lane")
         await heartbeats.delete(key, revision=last)
@@ -183,8 +183,8 @@ async def test_replicas_are_kept_as_they_are_wanted(cluster: OnCluster, bare_sys
 async def test_a_scale_in_takes_the_lane_that_costs_least(
     cluster: OnCluster, bare_system: System, tmp_path: Path
 ) -> None:
-    """By the real ReplicaSet controller: first the lane that loads, then the one that is idle, and never the busy one,
-    which would be its first choice otherwise, since it has been ready for the shortest time."""
+    """The real ReplicaSet controller first deletes the lane that loads, then the idle one, and never the busy one. It
+    would otherwise choose the busy one first, because that has been ready for the shortest time."""
     cluster.make_room()
     cluster.install("--set=supervisor.lanes=null,lanes.phr00t.scaled=true")
     scale = "scale", "deployment", ENTRY, f"--namespace={cluster.name}"
@@ -205,7 +205,7 @@ async def test_a_scale_in_takes_the_lane_that_costs_least(
         proxy.instead = lambda asked: slow if asked.startswith("PATCH") else None
         options, environment = cluster.options()
         async with supervised(bare_system, tmp_path / "data", *options, "--deletion-cost", **environment) as rig:
-            await rig.logs("not_annotated", pod=busy)  # and asked no more for a second
+            await rig.logs("not_annotated", pod=busy)  # and does not try again for a second
             assert set(cluster.costs().values()) == {""}
             proxy.instead = lambda _: None
             expected = {loads: "", warm: str(WARM), busy: str(BUSY)}
@@ -219,7 +219,7 @@ async def test_a_scale_in_takes_the_lane_that_costs_least(
 def test_the_supervisors_account_may_do_no_more_than_it_needs(cluster: OnCluster) -> None:
     account = f"--as=system:serviceaccount:{cluster.name}:w-warmlane-supervisor"
     allowed = cluster.server.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={cluster.name}", account)
-    # what every account may: ask about itself, and read what the API is
+    # every account may ask about itself, and read the API's own description
     own = [
         line.split() for line in allowed.splitlines() if "selfsubject" not in line and not line.strip().startswith("[/")
     ]
@@ -265,7 +265,7 @@ async def test_a_server_that_forgets_and_throttles(cluster: OnCluster, bare_syst
 
 
 async def test_a_server_that_vanishes_changes_nothing(cluster: OnCluster, bare_system: System, tmp_path: Path) -> None:
-    """What was known last stands, and says so; nothing is scaled by who cannot see."""
+    """The supervisor keeps reporting what it knew last, and says so. It scales nothing while it cannot see."""
     async with proxy_to(cluster.server.url, cluster.authority) as proxy:
         cluster.url = proxy.url
         options, environment = cluster.options()

@@ -54,7 +54,7 @@ async def test_a_warm_lane_shows_what_is_resident_and_nothing_when_it_left(
     slot = await shown(link)
     assert slot is not None
     assert (slot.model, slot.state, slot.worker) == ("phr00t", SlotState.RESIDENT, "phr00t-0")
-    await js_of(link).delete_stream(lane_stream("phr00t"))  # no task can come: it must not be sent any
+    await js_of(link).delete_stream(lane_stream("phr00t"))  # no task can come: gateways must not send it any
     heartbeat = await lane.becomes(LaneState.UNHEALTHY)
     assert heartbeat.detail == "LANE_PHR00T/worker is missing; run `warmlane provision`"
     await provision(link, wanted(catalog, keep_s=KEEP_S))
@@ -64,12 +64,12 @@ async def test_a_warm_lane_shows_what_is_resident_and_nothing_when_it_left(
 
 
 async def test_a_lane_that_is_to_leave_gives_up_its_load(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
-    """It does so at once, because it has no task, and a production model loads for minutes. This one would load for
+    """The lane does so at once: it has no task, and a production model loads for minutes. This one would load for
     ever."""
     model = catalog.models["phr00t"]
     hanging = replace(model, checkpoint=replace(model.checkpoint, folder="hang-in-load"))
     models = {**catalog.models, "phr00t": hanging}
-    forks = SharedForkServer()  # which starts what the tests share, unless one before this did
+    forks = SharedForkServer()  # this starts the tests' shared fork server, unless an earlier test did
     before = children_of(os.getpid())
     windows = replace(catalog.windows, drain_s=5.0)
     lane = Lane(link, replace(catalog, models=models, windows=windows), tmp_path, fork_server=forks)
@@ -81,7 +81,7 @@ async def test_a_lane_that_is_to_leave_gives_up_its_load(link: NatsLink, catalog
     await forks.close_at_last()
     assert {entry["event"] for entry in logs} & {"drain_too_long", "not_warm"} == set()
 
-    async def nobody_is_left() -> bool:  # some of other tests may have ended meanwhile
+    async def nobody_is_left() -> bool:  # processes of other tests may have ended meanwhile
         return set(children_of(os.getpid())) <= set(before)
 
     await eventually(nobody_is_left)  # the kernel shows a process for a moment after its end was seen
@@ -119,7 +119,7 @@ async def test_a_lane_that_can_never_serve_its_model_says_why(link: NatsLink, ca
     assert heartbeat.detail.startswith(f"phr00t does not fit: with offload none it needs {1 << 60:,} bytes on the host")
     slot = await shown(link)
     assert slot is not None
-    # each names what was free at its moment
+    # each names the memory that was free at its moment
     assert (slot.state, without_numbers(slot.detail)) == (SlotState.EMPTY, without_numbers(heartbeat.detail))
     await lane.leave()
     assert not (tmp_path / "models").exists(), "it was refused before anything was loaded"
@@ -146,7 +146,7 @@ async def test_a_card_that_cannot_serve_the_largest_video_says_so_before_a_clien
 async def test_a_lane_that_cannot_load_crash_loops_until_it_can(
     link: NatsLink, lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a lane whose process ends again and again; once it was warm, that counts from the beginning."""
+    """It behaves like a lane whose process ends again and again. Once it was warm, the count starts again."""
     monkeypatch.setattr("lane_worker.worker.RESTART_FIRST_S", 0.05)
     models = tmp_path / "models"
     models.write_text("no folder")
@@ -177,14 +177,14 @@ async def test_a_lane_that_cannot_load_crash_loops_until_it_can(
 
 
 async def test_a_host_that_hangs_while_nobody_asks_for_it_is_replaced(link: NatsLink, lane: Lane) -> None:
-    """FR-021 b: up to the limit only the health age grows, and the lane claims nothing; then it is unhealthy."""
+    """FR-021 b: up to the limit only the health age grows, and the lane claims nothing. Then the lane is unhealthy."""
     states = StateLog()
     await states.start(link)
     lane.start()
     await lane.becomes(LaneState.WARM)
     host = lane.host
     os.kill(host, signal.SIGSTOP)
-    # the last look into the queue that began before the silence was noticed has ended
+    # the last fetch from before the silence was noticed has ended
     await lane.becomes(LaneState.WARM, when=lambda each: each.health_age_s > SILENT_S + FETCH_TIMEOUT_S + 1)
     task = await place(link, replace(task_of("phr00t", 1), route="lane"))
     heartbeat = await lane.becomes(LaneState.UNHEALTHY)

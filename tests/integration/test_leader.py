@@ -61,7 +61,7 @@ def test_vacancy(found: Entry | None, expected: int | None) -> None:
 
 @pytest.fixture
 async def candidates(link: NatsLink, nats_server: NatsServer) -> AsyncIterator[list[Leader]]:
-    """Three candidates with a connection each."""
+    """Three candidates, each with a connection of its own."""
     links = [await NatsLink.connect(nats_server.url, name=f"c{number}") for number in range(3)]
     leaders = [
         Leader(own, worker=f"w{number}", owner=f"nonce-{number}", slot="cpu-0") for number, own in enumerate(links)
@@ -135,7 +135,7 @@ async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(link: NatsL
     await eventually(refreshed)
     assert not holding.done()
     assert not waiting.done()
-    # an operator may take it away, with any write
+    # an operator may end the leadership with any write
     await link.entries.put(LEADER, LEADER_KEY, b"nobody")
     await asyncio.wait_for(holding, 60)
     assert not leader.is_leader(time.monotonic())
@@ -148,7 +148,7 @@ async def test_a_refresh_whose_answer_was_lost_is_no_loss(link: NatsLink, candid
     stored = await link.entries.get(LEADER, LEADER_KEY)
     assert stored is not None
     assert stored.value is not None
-    # the same write once more, as the server has it when only its answer was lost
+    # the same write once more, as when only the answer was lost
     lost = await link.entries.update(LEADER, LEADER_KEY, stored.value, revision=stored.revision, ttl_s=LEADER_TTL_S)
     holding = asyncio.create_task(leader.hold())
 
@@ -180,7 +180,7 @@ async def test_a_leader_that_is_cut_off_stops_leading_by_its_own_clock(
 
 
 class Candidate:
-    """A candidate process, and what it has said."""
+    """A candidate process, and what it has reported."""
 
     def __init__(self, url: str, name: str) -> None:
         self._process = subprocess.Popen(
@@ -238,6 +238,6 @@ async def test_kill_9_and_a_resumed_leader_steals_nothing(
     shown = await leadership(link)
     assert shown is not None
     assert shown.worker == "second"
-    # it stands by in earnest: it leads again when its successor is killed
+    # it is a real standby: it leads again when its successor is killed
     standby.signal(signal.SIGKILL)
     assert int((await leader.says()).removeprefix("leads ")) > next_term

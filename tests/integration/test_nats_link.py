@@ -70,10 +70,10 @@ async def test_a_publish_that_failed_is_not_stored_later(nats_server: NatsServer
     async def noticed() -> bool:
         return not link.connection.is_connected
 
-    await eventually(noticed)  # what goes into a dead socket is lost anyway; what is buffered comes back
+    await eventually(noticed)  # data in a dead socket is lost anyway, but buffered data would be sent later
     with pytest.raises(TransportUnavailable):
         await link.entries.put(TASKS, "lost", b"x")
-    for _ in range(100):  # nor does anything else pile up
+    for _ in range(100):  # nothing else piles up either
         await (await client_of(link).subscribe("any")).unsubscribe()
     assert client_of(link).pending_data_size == 0
     nats_server.start()
@@ -133,7 +133,7 @@ async def test_nobody_there_is_a_clear_error() -> None:
 
 
 class ServerAhead:
-    """A relay to a server whose clock seems *ahead_s* ahead: the relay moves every time in the server's messages."""
+    """A relay to a server whose clock seems *ahead_s* ahead: the relay shifts every time in the server's messages."""
 
     STAMP = re.compile(rb'"ts":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)')
 
@@ -169,7 +169,7 @@ class ServerAhead:
 async def test_a_clock_that_drifts_away_is_reported(
     link: NatsLink, nats_server: NatsServer, measured: Measured
 ) -> None:
-    """At its start the process would refuse; later the skew shows in the metric and in the log."""
+    """With such a skew at its start, the process would refuse. Later the skew shows in the metric and in the log."""
     async with reporting_on(link, "lane"):
         await eventually(lambda: _is_known(link))
         assert abs(await _reported(measured, "warmlane.clock.skew")) < MAX_SKEW_S
@@ -189,7 +189,7 @@ async def test_a_clock_that_drifts_away_is_reported(
 
 
 async def _reported(measured: Measured, name: str) -> float:
-    # the figure is asked for in this very loop: only another thread may wait for that
+    # this event loop collects the figure, so only another thread may wait for it
     return await asyncio.to_thread(measured.value, name)
 
 
@@ -201,7 +201,8 @@ async def _is_known(link: NatsLink) -> bool:
 async def test_what_was_reported_as_failed_is_not_sent_later(
     nats_server: NatsServer, link: NatsLink, reconnects: bool
 ) -> None:
-    """A server that stalls counts as connected for a while. What the kernel had taken by then cannot be taken back."""
+    """A server that stalls counts as connected for a while. Data that the kernel accepted by then cannot be taken
+    back."""
     payload, count = bytes(200_000), 200
     await link.entries.put(TASKS, "before", b"x")
     nats_server.pause()
@@ -230,7 +231,7 @@ async def test_what_was_reported_as_failed_is_not_sent_later(
 
 
 async def test_a_link_to_a_server_that_stands_still_is_closed_all_the_same(nats_server: NatsServer) -> None:
-    """What the kernel does not take any more is dropped: a process that ends does not wait for a frozen server."""
+    """The link drops what the kernel no longer accepts: a process that ends does not wait for a frozen server."""
     link = await NatsLink.connect(nats_server.url, name="test")
     nats_server.pause()
     try:
@@ -244,8 +245,8 @@ async def test_a_link_to_a_server_that_stands_still_is_closed_all_the_same(nats_
 
 
 def test_a_connection_that_uvloop_has_closed_is_made_anew(nats_server: NatsServer) -> None:
-    """uvloop closes it in one of several processes when the server is killed: no socket is left that could be given
-    up."""
+    """When the server is killed, uvloop closes the connection in one of several processes: no socket is left that the
+    link could give up."""
 
     async def run() -> None:
         link = await NatsLink.connect(nats_server.url, name="test")

@@ -31,7 +31,7 @@ def test_the_embedded_servers_users_are_made_once_and_are_their_owners_alone(tmp
     for role in ROLES:
         file = folder / f"{role}.json"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        context = json.loads(file.read_text())  # as the NATS CLI takes it: nats --context FILE
+        context = json.loads(file.read_text())  # as the NATS CLI reads it: nats --context FILE
         assert context["url"] == url
         assert (context["user"], context["password"]) == (role, made[password_variable(role)])
         assert context["inbox_prefix"] == f"_INBOX_{role}"
@@ -48,7 +48,7 @@ def test_the_address_then_the_environment_then_the_folder(tmp_path: Path, monkey
     kept = access("lane", url, data_dir=tmp_path)
     assert (kept.user, kept.password) == ("lane", made["WARMLANE_NATS_LANE_PASSWORD"])
     elsewhere = access("lane", "nats://127.0.0.1:4333", data_dir=tmp_path)
-    assert elsewhere.user is None  # not the server that these are for
+    assert elsewhere.user is None  # these passwords are for another server
     monkeypatch.setenv("WARMLANE_NATS_LANE_PASSWORD", "given")
     assert access("lane", url, data_dir=tmp_path).password == "given"
     assert access("gateway", url, data_dir=tmp_path).password == made["WARMLANE_NATS_GATEWAY_PASSWORD"]
@@ -68,7 +68,7 @@ def test_a_process_is_not_given_the_passwords_of_others() -> None:
 
 
 def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
-    """On the store and with the users of `warmlane up`, as for a restore."""
+    """The server has the store and the users of `warmlane up`, as for a restore."""
     port = free_port()
     command = warmlane_command("nats-server", "--nats-port", str(port), "--data-dir", str(tmp_path))
     with (tmp_path / "log").open("wb") as log:
@@ -84,7 +84,7 @@ def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
     try:
         eventually_sync(lambda: access("admin", url, data_dir=tmp_path).user == "admin")
         asyncio.run(use())
-        # a command that needs nothing else of the folder finds its password there, too
+        # a command that needs nothing else from the folder finds its password there, too
         result = subprocess.run(
             warmlane_command("keys", "list", "--nats-url", url, "--data-dir", str(tmp_path)),
             env=environment_for(None, clean_environment()),

@@ -1,4 +1,4 @@
-"""Every role on a real server with `nats.conf`: its own work, and nothing else (design §10.8)."""
+"""Every role on a real server with `nats.conf` can do its own work, and nothing else (design §10.8)."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ WANT = wanted(load_settings().catalog("tiny"), keep_s=KEEP_S)
 OURS: list[Role] = [role for role in ROLES if role != "system"]
 BUCKETS = [bucket.name for bucket in WANT.buckets]
 
-# Who may publish there: `admin` everywhere, and nobody but these.
+# The roles that may publish to each subject; `admin` may publish to all.
 PUBLISHERS: dict[str, set[Role]] = {
     "lane.anisora.t1": {"gateway"},
     "degraded.anisora.t1": {"gateway"},
@@ -59,7 +59,7 @@ PUBLISHERS: dict[str, set[Role]] = {
     "$JS.API.CONSUMER.CREATE.KV_tasks": {"operator", "gateway"},
     "$JS.API.CONSUMER.CREATE.KV_keys": {"gateway"},
     "$JS.API.CONSUMER.CREATE.DEGRADED": set(),
-    # anew, with the filter that it has: that is a part of the subject, and the server compares them
+    # recreates the consumer with its own filter: that is a part of the subject, and the server compares the two
     "$JS.API.CONSUMER.CREATE.LANE_ANISORA.worker.lane.anisora.*": {"lane"},
     "$JS.API.CONSUMER.CREATE.LANE_ANISORA.mine.lane.anisora.*": set(),
     "$JS.API.CONSUMER.CREATE.DEGRADED.worker.degraded.*.*": {"degraded"},
@@ -78,7 +78,7 @@ PUBLISHERS: dict[str, set[Role]] = {
     "$JS.API.STREAM.SNAPSHOT.KV_tasks": set(),
     "$JS.API.STREAM.RESTORE.MINE": set(),
     "$JS.API.CONSUMER.DELETE.DEGRADED.worker": set(),
-    "$JS.API.CONSUMER.DELETE.KV_lanes.mine": {"operator"},  # the NATS CLI asks for it after `nats kv ls`
+    "$JS.API.CONSUMER.DELETE.KV_lanes.mine": {"operator"},  # the NATS CLI needs it after `nats kv ls`
     "$JS.API.CONSUMER.DELETE.KV_keys.mine": set(),
     "$SYS.REQ.USER.INFO": {"operator"},
     "$JS.API.CONSUMER.PAUSE.DEGRADED.worker": set(),
@@ -86,7 +86,7 @@ PUBLISHERS: dict[str, set[Role]] = {
     "_INBOX_lane.x": set(),
     "anything.else": set(),
 }
-# Who may listen there.
+# The roles that may subscribe to each subject.
 LISTENERS: dict[str, set[Role]] = {
     "$KV.tasks.t1": {"lane", "degraded"},
     "$KV.keys.>": set(),
@@ -130,7 +130,7 @@ async def test_what_a_role_may_publish_and_hear(server: NatsServer, role: Role) 
     link = await as_role(server, role)
 
     async def may_publish(subject: str) -> bool:
-        # long enough to be no time-out where it is denied; what is allowed need not be answered
+        # a denial must arrive before the time-out; an allowed request need not be answered
         try:
             await client_of(link).request(subject, b"", timeout=0.2 if role in PUBLISHERS[subject] | {A} else 20)
         except Denied:
@@ -147,7 +147,7 @@ async def test_what_a_role_may_publish_and_hear(server: NatsServer, role: Role) 
             assert [subject for subject in PUBLISHERS if await may_publish(subject)] == expected(PUBLISHERS)
             for subject in LISTENERS:
                 await client_of(link).subscribe(subject)
-            if role != A:  # the last one is everybody else's to be denied
+            if role != A:  # the server denies the last one to every other role
                 await eventually(lambda: asyncio.sleep(0, lines[-1]["subject"] == ">"))
         denied = [line for line in lines if line["event"] == "nats_denied"]
         heard = [line["subject"] for line in denied if line["operation"] == "subscription"]
@@ -159,8 +159,8 @@ async def test_what_a_role_may_publish_and_hear(server: NatsServer, role: Role) 
 
 
 async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) -> None:
-    """Not by a push consumer that delivers to a subject of the queue either: the server delivers where somebody listens
-    to that very subject, and `operator` may not. What it delivered there would take a place of the queue."""
+    """Not even by a push consumer that delivers to a subject of the queue: the server delivers only if a client listens
+    to that very subject, and `operator` may not. A message delivered there would take a place in the queue."""
     admin, operator = await as_role(server, "admin"), await as_role(server, "operator")
     try:
         await provision(admin, WANT)
@@ -175,7 +175,7 @@ async def test_operator_cannot_put_a_message_into_a_queue(server: NatsServer) ->
                 answer = json.loads((await client_of(operator).request(create, asked, timeout=20)).data)
                 assert "error" not in answer, answer
             assert [line["operation"] for line in lines if line["event"] == "nats_denied"] == ["subscription"]
-        # one that delivers to its own inbox has delivered: by then the others would have, too
+        # a consumer that delivers to its own inbox has delivered: by then the others would have, too
         heard = await client_of(operator).subscribe(client_of(operator).new_inbox())
         config = {"name": "seen", "deliver_subject": heard.subject, "ack_policy": "none", "mem_storage": True}
         asked = json.dumps(
@@ -208,7 +208,7 @@ async def test_system_sees_the_server_and_nothing_of_the_product(server: NatsSer
 
 
 async def test_a_denied_call_fails_at_once_and_stores_nothing(server: NatsServer) -> None:
-    """It is not a time-out, which would be a mere `TransportUnavailable` without a log line."""
+    """A denial is not a time-out, which would be a mere `TransportUnavailable` without a log line."""
     link = await as_role(server, "supervisor")
     try:
         with capture_logs() as lines:
@@ -217,7 +217,7 @@ async def test_a_denied_call_fails_at_once_and_stores_nothing(server: NatsServer
             with pytest.raises(NotAllowed):
                 await link.entries.put("leader", "degraded", b"mine")
         denied = [line for line in lines if line["event"] == "nats_denied"]
-        assert len(denied) == 1  # the same denial again is not news
+        assert len(denied) == 1  # a repeated denial is not logged again
         assert (denied[0]["user"], denied[0]["operation"], denied[0]["subject"]) == (
             "supervisor",
             "publish",
@@ -258,7 +258,7 @@ async def test_nobody_gets_in_without_a_password(
 
 
 async def test_a_password_that_is_no_longer_valid_is_reported(tmp_path: Path) -> None:
-    """The server comes back with other passwords: the process goes on trying, and logs once why it cannot connect."""
+    """The server comes back with other passwords: the process keeps trying, and logs once why it cannot connect."""
     server = NatsServer(tmp_path)
     server.start()
     link = await as_role(server, "lane")
@@ -286,7 +286,7 @@ def test_without_passwords_the_server_does_not_start(tmp_path: Path) -> None:
 
 
 def test_every_bucket_and_role_stands_in_the_configuration() -> None:
-    """A bucket that is new has to be given to those who read it, and denied to be purged."""
+    """For a new bucket, the configuration has to give its readers their rights, and to deny purging it."""
     text = nats_conf().read_text()
     for bucket in BUCKETS:
         assert f"CONSUMER.CREATE.KV_{bucket}.>" in text
@@ -330,7 +330,7 @@ async def test_tls_by_a_setting(tmp_path: Path, catalog: Catalog) -> None:
 
 
 async def test_a_tls_address_is_never_spoken_to_without_tls(server: NatsServer, tmp_path: Path) -> None:
-    """The password is not sent in the clear to a server that offers no TLS, and nothing else either."""
+    """The client sends neither the password nor anything else in the clear to a server that offers no TLS."""
     tls = NatsAccess(urls=server.address.replace("nats://", "tls://"), user="admin", password="pw-admin")
     with pytest.raises(UnusableServer, match="offers no TLS"):
         await NatsLink.connect(tls, name="test")
@@ -359,7 +359,7 @@ async def test_no_password_is_sent_to_a_server_without_tls() -> None:
     tls = NatsAccess(urls=f"tls://127.0.0.1:{port}", user="admin", password="pw-admin")
     with pytest.raises(UnusableServer, match="offers no TLS"):
         await NatsLink.connect(tls, name="test")
-    with pytest.raises(TransportUnavailable):  # in the clear it is said, so that is what is looked for
+    with pytest.raises(TransportUnavailable):  # a control: with nats:// it is sent in the clear
         await NatsLink.connect(
             NatsAccess(urls=f"nats://127.0.0.1:{port}", user="admin", password="pw-open"), name="test", wait_s=0.5
         )

@@ -1,4 +1,4 @@
-"""A watch delivers what its bucket holds, whatever happens to the consumer, the server and its store."""
+"""A watch delivers what its bucket holds, whatever happens to the consumer, to the server, or to its store."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,8 @@ from tests.kit.support import KEEP_S, NatsServer, eventually
 
 
 class Reader:
-    """Keeps a bucket in memory as boards do: small ones by differences, large ones by what was not delivered again."""
+    """Keeps a bucket in memory as boards do. A small bucket forgets by differences, a large one forgets the keys that a
+    new reading did not deliver."""
 
     def __init__(self, *, is_large: bool) -> None:
         self.held: dict[str, tuple[bytes, int]] = {}
@@ -52,7 +53,7 @@ class Reader:
 
 
 async def put(link: NatsLink, bucket: str, key: str, value: bytes) -> int:
-    """Stores it, as soon as the server is back."""
+    """Stores *value*, as soon as the server is back."""
 
     async def stored() -> int | None:
         try:
@@ -81,7 +82,7 @@ async def holds(reader: Reader, expected: dict[str, tuple[bytes, int]]) -> None:
 async def test_what_a_power_cut_lost_is_forgotten_and_later_writes_are_delivered(
     nats_server: NatsServer, link: NatsLink, tmp_path: Path, measured: Measured, is_large: bool, written_since: int
 ) -> None:
-    """Even if others have written as many messages before the watch is back; its own writes come after these."""
+    """This holds even if others have written as many messages before the watch is back. Its own writes come later."""
     reader, before = Reader(is_large=is_large), await went_back(measured)
     await reader.start(link, TASKS)
     kept = await link.entries.put(TASKS, "kept", b"1")
@@ -111,8 +112,8 @@ async def _made_anew(link: NatsLink, catalog: Catalog) -> None:
 async def test_a_message_in_flight_at_the_break_is_not_taken_for_the_end_of_the_bucket(
     link: NatsLink, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, is_large: bool
 ) -> None:
-    """The client passes it on after the break, before the watch has looked, and the message says that it is the last.
-    If the watch believed that, its new reading would never be complete, and it would deliver nothing any more."""
+    """The client passes the message on after the break, before the watch has looked, and the message claims to be the
+    last. If the watch believed that, its new reading would never be complete, and it would deliver nothing any more."""
     brought: list[Followed] = []
     receive = Watch._receive
 
@@ -176,7 +177,7 @@ async def test_history_is_delivered_again_in_its_order(link: NatsLink, catalog: 
         await link.entries.put(CONTROL, "lanes.b", value)
 
     async def is_delivered() -> bool:
-        return delivered == [None, b"4", b"5"]  # what is gone, then what is there
+        return delivered == [None, b"4", b"5"]  # first the removed entry, then the existing ones
 
     await eventually(is_delivered)
 

@@ -37,7 +37,7 @@ from tests.kit.tools import tool
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "operate" / "behind-nginx.md"
 CONFIGURATION: Final = re.findall(r"^```nginx\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
-# How the page starts the gateway.
+# The page's options for the gateway.
 OPTIONS: Final = shlex.split(re.findall(r"^warmlane up (.*)$", PAGE.read_text(), re.MULTILINE)[0])
 NAME: Final = "video.example.org"
 FRAME: Final = """
@@ -53,7 +53,7 @@ http {{
 
 
 class Nginx:
-    """An nginx with the page's configuration, of the user who runs the tests and in *folder* alone."""
+    """An nginx with the page's configuration, run by the tests' own user, with all its files in *folder*."""
 
     def __init__(self, folder: Path, gateway_port: int) -> None:
         program = tool("nginx")
@@ -130,7 +130,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         nginx = Nginx(tmp_path_factory.mktemp("nginx"), gateway.port)
         leave.callback(nginx.stop)
         found = Site(gateway, nginx)
-        # before there is a key: only who is on this machine, and calls it by its name, is let in
+        # without a key: the gateway only lets in clients on this machine that address it by a loopback name
         answers = [
             httpx.get(f"{nginx.url}/tasks", verify=nginx.trust(), headers=headers)
             for headers in ({"host": NAME}, {"host": f"{NAME}:443"}, {"host": "127.0.0.1"})
@@ -191,7 +191,7 @@ async def test_every_address_leads_back_through_nginx(site: Site) -> None:
             assert (await http.get(document)).json()["servers"] == [{"url": "/warmlane"}]
         assert '"servers":[{"url":"/warmlane"}]' in docs.text
 
-        # without nginx: paths have no prefix, and what an untrusted address says in its headers is ignored
+        # without nginx: paths have no prefix, and the gateway ignores the headers of an untrusted address
         direct = await anywhere.get(f"{site.gateway.url}/tasks?limit=1", headers=authorized)
         assert direct.json()["tasks"][0]["links"]["self"] == url.removeprefix("/warmlane")
 
@@ -208,7 +208,7 @@ async def test_events_and_ranges_pass(site: Site) -> None:
             async for piece in stream.aiter_bytes():
                 for message in source.read(piece):
                     seen.append(message.data)
-                    if len(seen) == 1:  # it came before the stream has ended: nothing is held back
+                    if len(seen) == 1:  # it came before the end of the stream: nginx holds nothing back
                         await finished(link, site.gateway, task["id"])
         assert [re.findall(r'"status":"(\w+)"', data)[0] for data in seen] == ["pending", "processing", "done"]
 
@@ -229,7 +229,7 @@ async def test_events_and_ranges_pass(site: Site) -> None:
 
 async def test_a_caller_who_hangs_up_gives_the_place_back(site: Site) -> None:
     link = await NatsLink.connect(site.gateway.nats.url, name="test")
-    await report_lane(link, "phr00t", LaneState.DRAINING)  # so that the request is held until a degraded worker has it
+    await report_lane(link, "phr00t", LaneState.DRAINING)  # so the request is held until a degraded worker has it
 
     async def waiting() -> int:
         return (await js_of(link).stream_info(DEGRADED)).state.messages
@@ -260,7 +260,8 @@ def test_nginx_lets_idle_connections_go_first() -> None:
 
 
 async def test_a_gateway_that_is_away(site: Site) -> None:
-    """The last test: the gateway ends. `EventSource` comes back after a broken connection, and never after an error."""
+    """This is the last test, because the gateway ends. `EventSource` reconnects after a broken connection, and never
+    after an error."""
     nobody = site.gateway
     nobody.stop()
     try:

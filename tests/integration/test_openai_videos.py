@@ -46,7 +46,7 @@ LARGE: Final = {"size": "1280x720"}
 
 
 class Stage:
-    """A gateway that asks for keys, the keys by name, a filming worker of anisora, and clients."""
+    """A gateway that requires keys, the keys by name, a filming worker of anisora, and clients."""
 
     def __init__(self, system: System, keys: dict[str, Presented], runner: FilmingRunner) -> None:
         self.system, self.keys, self.runner = system, keys, runner
@@ -57,7 +57,7 @@ class Stage:
         return f"{self.system.gateway.url}/v1"
 
     def client(self, key: str = "alice", **options: Any) -> AsyncOpenAI:
-        """The client as everybody has it, retries included; its requests are noted."""
+        """The client as published, with its retries; `sent` keeps its requests."""
         return AsyncOpenAI(
             base_url=self.base_url,
             api_key=self.keys[key].text if key in self.keys else key,
@@ -86,7 +86,7 @@ async def whole_stage(gateway: GatewayProcess) -> AsyncIterator[Stage]:
         "hasty": await add(link, "hasty", ("submit", "read"), rate_per_s=1 / 3_600, burst_s=3_600, now=now),
         "operator": await add(link, "operator", ("admin",), rate_per_s=None, now=now),
     }
-    # what is made is seen at once, and not when the lease is due
+    # progress shows at once, and not when the lease is due
     windows = replace(load_settings().catalog("tiny").windows, lease_renew_s=0.1)
     worker = Worker(link, windows, gateway.data_dir, "films", runs=FilmingRunner)
     runner = worker.runner
@@ -99,7 +99,7 @@ async def whole_stage(gateway: GatewayProcess) -> AsyncIterator[Stage]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def stage(whole_stage: Stage) -> AsyncIterator[Stage]:
-    """With a warm lane of anisora, none of phr00t, and nothing that waits."""
+    """The stage with a warm lane of anisora, none of phr00t, and no waiting tasks."""
     await js_of(whole_stage.system.link).purge_stream(DEGRADED)
     await whole_stage.system.lane_is(LaneState.WARM)
     whole_stage.sent.clear()
@@ -166,11 +166,11 @@ async def test_while_it_is_made_it_says_how_far_it_is_and_when_to_ask_again(stag
 
 
 async def test_what_create_takes(stage: Stage) -> None:
-    """A file, raw bytes, an address of data, vLLM-Omni's fields, JSON, and a key that makes one video of two."""
+    """A file, raw bytes, a data URI, vLLM-Omni's fields, JSON, and a key that makes one video from two requests."""
     client = stage.client()
     png = picture("PNG")
     large = picture("PNG", (400, 400), mode="RGB", compress_level=0)
-    assert len(large) > 2**18  # more than anything but an image may have
+    assert len(large) > 2**18  # more than any field but an image may have
 
     async def parameters(video: Any) -> dict[str, Any]:
         task: dict[str, Any] = (await stage.system.http.get(f"/tasks/{video.id}")).json()
@@ -290,7 +290,7 @@ async def test_an_overloaded_queue_is_said_once_and_not_sent_again(stage: Stage)
     await stage.system.fill()
     with pytest.raises(openai.InternalServerError) as refusal:
         await stage.client().videos.create(model="phr00t", prompt="x")
-    assert len(stage.sent) == 1  # without the header it is sent three times
+    assert len(stage.sent) == 1  # without the header the client sends it three times
     error = refusal.value
     assert (error.status_code, error.code, error.type) == (503, "queue_overloaded", "server_error")
     assert "25 requests are waiting already" in error.message

@@ -32,7 +32,7 @@ from tests.kit.support import NatsServer, eventually, settings_file
 
 
 async def test_a_gateway_without_its_server(gateway: GatewayProcess, http: httpx.AsyncClient) -> None:
-    """Refusals name an unknown outcome, known tasks are still shown, and the same key gives the outcome afterwards."""
+    """Refusals name an unknown outcome, the gateway still shows known tasks, and the same key gives it later."""
     known = (await http.post("/generate", json=GOOD, headers={"idempotency-key": "before"})).json()
     gateway.nats.kill()
     for headers in ({}, {"idempotency-key": "during"}):
@@ -60,7 +60,7 @@ async def test_a_gateway_without_its_server(gateway: GatewayProcess, http: httpx
 
 
 async def test_everything_outlives_a_server_that_is_away_for_longer_than_every_limit(tmp_path: Path) -> None:
-    """Running work settles, what waited ends by the first look, and clients read how old their answers are."""
+    """Running tasks settle, waiting ones end by the first look, and clients read how old their answers are."""
     windows = {"wait_limit_s": 2.0, "degraded_margin_s": 0.5, "lease_s": 1.0, "lease_renew_s": 0.3}
     settings = settings_file(tmp_path, **windows, reconnect_grace_s=1.0)
     async with fresh_system(tmp_path, settings) as system:
@@ -73,8 +73,8 @@ LOGGED_AGAIN = ("heartbeat_lost", "slot_not_shown", "cold_start_not_stored", "le
 async def test_repeated_tries_are_logged_once(
     link: NatsLink, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes that write or follow something try several times a second while the server is away, or has lost what
-    they follow."""
+    """Processes that write or follow a bucket try several times a second while the server is away, or has lost the
+    bucket."""
     tried: Counter[str] = Counter()
     log, is_news = Seldom.log, Seldom.is_news
 

@@ -1,4 +1,4 @@
-"""The panel in a real browser, on a real gateway without workers: what is sent stays where it was put."""
+"""The panel in a real browser, on a real gateway without workers: what a user sends stays where the gateway put it."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ async def panel(browser: Browser, stage: Stage) -> AsyncIterator[Panel]:
 
 
 async def test_every_fields_refusal_stands_at_the_field(panel: Panel, stage: Stage) -> None:
-    """In the gateway's own words, for every number and text that the settings name."""
+    """Refusals have the gateway's own words, for every number and text that the settings name."""
     (model,) = [each for each in (await stage.http.get("/settings")).json()["models"] if each["title"] == WARM]
     limits = model["constraints"]
     await panel.open()
@@ -86,7 +86,7 @@ async def test_every_fields_refusal_stands_at_the_field(panel: Panel, stage: Sta
         await expect(error_of(control)).to_have_text(error["message"].removeprefix(f"{name}: "))
         await expect(control).to_have_attribute("aria-invalid", "true")
     await expect(panel.page.get_by_role("alert")).to_contain_text(f"{len(refused['errors'])} fields need a change")
-    await expect(panel.prompt).to_be_focused()  # the first that is wrong
+    await expect(panel.prompt).to_be_focused()  # the first wrong field
     assert await stage.tasks() == []
 
     await panel.page.get_by_role("button", name="Start afresh").click()
@@ -117,7 +117,7 @@ async def test_an_image_by_drop_and_its_refusals_before_it_is_sent(panel: Panel,
         await panel.drop(name, media_type, content)
         await expect(error_of(panel.page.locator("#field-image"))).to_contain_text(words)
     await panel.send("a boat drifts away")
-    assert await stage.tasks() == []  # the refusal was the page's own
+    assert await stage.tasks() == []  # the page itself refused
 
     await panel.drop("boat.png", "image/png", png())
     await expect(panel.page.get_by_role("img", name="Preview of boat.png")).to_be_visible()
@@ -130,7 +130,8 @@ async def test_an_image_by_drop_and_its_refusals_before_it_is_sent(panel: Panel,
 
 
 async def test_an_image_is_judged_anew_by_the_model_that_is_chosen(browser: Browser, stage: Stage) -> None:
-    """What one model would refuse is not sent to it, and what another one accepts need not be chosen again."""
+    """The page does not send a model an image that the model would refuse. If another model accepts the image, the user
+    need not choose it again."""
     settings = (await stage.http.get("/settings")).json()
     limits = {model["title"]: model["constraints"] for model in settings["models"]}
     limits[SHARED]["image"] = limits[WARM]["image"] | {"media_types": ["image/webp"]}
@@ -155,7 +156,7 @@ async def test_an_image_is_judged_anew_by_the_model_that_is_chosen(browser: Brow
 
 
 async def test_the_form_says_anew_which_model_is_warm(panel: Panel, stage: Stage) -> None:
-    """A page that stays open: when the form comes back, and when the tab is seen again."""
+    """A page that stays open does so when the form comes back, and when the tab is visible again."""
     warm = panel.page.locator("label.model", has_text=WARM)
     await panel.open()
     await expect(warm).to_contain_text("Warm: starts at once")
@@ -170,7 +171,7 @@ async def test_the_form_says_anew_which_model_is_warm(panel: Panel, stage: Stage
 
 
 async def test_a_task_that_is_looked_at_is_heard_too(panel: Panel, stage: Stage) -> None:
-    """Also after a reload, when the page does not know any more that it was sent from here."""
+    """This holds after a reload too, when the page no longer knows that it sent the task."""
     first, second = [await stage.submit(model="phr00t", prompt=prompt) for prompt in ("a kite", "a lantern")]
     await panel.open(f"watch/{second['id']}")
     spoken = panel.page.locator("[aria-live=polite]")
@@ -259,7 +260,7 @@ async def test_the_list_is_live_and_filtered_and_older_ones_come_on_demand(panel
 
 
 async def test_a_thousand_tasks_are_drawn(panel: Panel, stage: Stage) -> None:
-    """Pages of a thousand tasks, all made after one that the gateway answers."""
+    """Pages of a thousand tasks, all modelled on a real one from the gateway."""
     example = await stage.submit(prompt="one of many")
 
     async def many(route: Route) -> None:
@@ -277,12 +278,12 @@ async def test_a_thousand_tasks_are_drawn(panel: Panel, stage: Stage) -> None:
     await panel.open("watch")
     for _ in range(19):
         await panel.page.get_by_role("button", name="Show older ones").click()
-    # with the one that is real, if the stream began before it was written
+    # plus the real one, if the stream began before it was written
     await expect(panel.page.get_by_text(re.compile(r"^100[01] tasks\."))).to_be_visible()
 
 
 async def test_the_gateway_goes_and_comes_back(panel: Panel, stage: Stage) -> None:
-    """The page says so, keeps what was entered, sends what was sent meanwhile, and misses nothing."""
+    """The page says so, keeps the user's entries, sends later what the user sent meanwhile, and misses nothing."""
     task = await stage.submit(prompt="before")
     await panel.open("watch")
     await expect(panel.page.locator(".task-card", has_text="before")).to_be_visible()
@@ -318,7 +319,7 @@ async def test_the_gateway_goes_and_comes_back(panel: Panel, stage: Stage) -> No
 async def test_axe_finds_nothing(
     browser: Browser, stage: Stage, scheme: str, viewport: dict[str, int], rules: tuple[str, ...]
 ) -> None:
-    """In any view, with tasks and without, with dialogs and errors. In the dark only colours differ."""
+    """In any view, with tasks and without, with dialogs and errors. In the dark scheme only colours differ."""
     task = await stage.submit(prompt="a paper boat")
     await stage.submit(model="phr00t", prompt="a lantern")
     await claimed(stage.link, task["id"])
@@ -363,7 +364,7 @@ async def test_the_keyboard_alone_makes_a_video(panel: Panel, stage: Stage) -> N
 
 
 async def test_the_page_is_made_of_the_settings(browser: Browser, stage: Stage) -> None:
-    """With another model, other fields and other limits it is another form: nothing of it is the page's own."""
+    """With another model, other fields and other limits the form is another one: the page has none of it built in."""
     settings = (await stage.http.get("/settings")).json()
     field = {"fixed": None, "default": 3, "minimum": 2, "maximum": 9, "step": None, "offset": 0, "reason": ""}
     constraints = {"wording": {"min_chars": 1, "max_chars": 33}, "wobble": field}

@@ -33,7 +33,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def panel(browser: Browser, site: Site) -> AsyncIterator[Panel]:
-    """Behind nginx, under its prefix."""
+    """The panel behind nginx, under its prefix."""
     async with panel_in(browser, site.nginx.url, ignore_https_errors=True) as found:
         yield found
 
@@ -85,7 +85,7 @@ async def test_a_key_without_a_scope(panel: Panel, site: Site) -> None:
     await enter(panel, (await key_of(site, "reader", "read")).text)
     await expect(panel.page.get_by_text(re.compile("Your key has no scope .submit.,"))).to_be_visible()
     await panel.go("Watch")
-    await expect(panel.page.get_by_text("No task yet.")).to_be_visible()  # none of another caller's
+    await expect(panel.page.get_by_text("No task yet.")).to_be_visible()  # the list has no task of another caller
     await panel.page.goto(f"{site.nginx.url}/#/operate")
     await expect(panel.page.get_by_text(re.compile("Your key has no scope .admin.,"))).to_be_visible()
 
@@ -117,7 +117,7 @@ async def test_keys_are_made_and_revoked_in_the_panel(panel: Panel, browser: Bro
 
 
 async def test_the_gateway_behind_nginx_goes_and_comes_back(panel: Panel, site: Site) -> None:
-    """nginx answers in its place meanwhile, or breaks the connection."""
+    """Meanwhile nginx answers in the gateway's place, or breaks the connection."""
     await panel.open()
     await enter(panel, site.key.text)
     await expect(panel.page.get_by_text("Live")).to_be_visible()

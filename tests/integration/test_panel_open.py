@@ -74,7 +74,7 @@ async def test_an_image_from_the_clipboard_goes_with_the_request(panel: Panel, h
 
 
 async def test_an_image_that_is_too_large_is_refused_before_it_is_read(panel: Panel, http: httpx.AsyncClient) -> None:
-    """By its bytes, and by its pixels: the page says how much it has, and how much may be."""
+    """The page judges by bytes and by pixels, and names the image's size and the limit."""
     settings = (await http.get("/settings")).json()
     [limits] = [each["constraints"]["image"] for each in settings["models"] if each["title"] == WARM]
     await panel.open()
@@ -90,7 +90,7 @@ async def test_an_image_that_is_too_large_is_refused_before_it_is_read(panel: Pa
 
 
 async def cancelled(http: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
-    """A task that was cancelled at once."""
+    """Submits a task and cancels it at once."""
     body = {"model": "anisora"} | fields
     accepted = await http.post("/generate", json=body, headers={"prefer": "respond-async"})
     task: dict[str, Any] = (await http.delete(accepted.json()["links"]["self"])).json()
@@ -147,7 +147,8 @@ async def test_a_trace_is_linked_to_where_it_is_shown(panel: Panel, http: httpx.
 async def test_an_operator_sees_what_waits_what_happened_and_why(
     panel: Panel, gateway: GatewayProcess, http: httpx.AsyncClient
 ) -> None:
-    """The shared queue, the last hour, a fallback with its cause, a change of model, a cold start, and a decision."""
+    """The panel shows the shared queue, the last hour, a fallback with its cause, a change of model, a cold start, and
+    a decision."""
     body = {"model": "phr00t", "prompt": "a lantern"}
     asked = (await http.post("/generate", json=body, headers={"prefer": "respond-async"})).json()
     now = datetime.now(UTC)
@@ -203,7 +204,7 @@ async def test_a_quarantine_is_lifted_after_a_word_of_what_follows(panel: Panel,
 async def test_tabs_that_nobody_sees_leave_a_browser_its_connections(
     browser: Browser, gateway: GatewayProcess, http: httpx.AsyncClient
 ) -> None:
-    """A browser has six for all its tabs. One that is seen again has missed nothing."""
+    """A browser has six connections for all its tabs. A tab that is visible again has missed nothing."""
     async with panel_in(browser, gateway.url) as first:
         await first.open("watch")
         await expect(first.page.get_by_text("Live")).to_be_visible()

@@ -99,7 +99,7 @@ async def done(link: NatsLink, task_id: str) -> None:
 
 async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claiming, "AHEAD_MAX_LOOKS", 2)
-    monkeypatch.setattr(queued, "LEFT_MAX_S", 0)  # what could be of a newer version has been left for long enough
+    monkeypatch.setattr(queued, "LEFT_MAX_S", 0)  # a message that may be a newer version's has been left long enough
     known = fresh("known", route)
     await link.entries.create(TASKS, known.id, encode_task(known))
     subject = work_subject(route, "anisora", "poison")
@@ -107,7 +107,7 @@ async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, mo
     with capture_logs() as lines:
         for poison in every.values():
             await link.messages.publish(subject, poison)
-        # ahead of its record for ever
+        # a message that stays ahead of its record for ever
         ahead = work_subject(route, "anisora", known.id)
         await link.messages.publish(ahead, encode_task(fresh(known.id, route, epoch=7)))
         good = fresh("good", route)
@@ -115,7 +115,7 @@ async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, mo
         await link.messages.publish(work_subject(route, "anisora", good.id), newer)
         await done(link, good.id)
 
-        async def all_are_reported() -> bool:  # the order may start the good one before the one that is ahead
+        async def all_are_reported() -> bool:  # the order may start the good task before the one that is ahead
             return [line["event"] for line in lines].count("unreadable") > len(every)
 
         await eventually(all_are_reported)
@@ -137,7 +137,8 @@ async def test_a_poisoned_queue(route: Route, link: NatsLink, worker: Worker, mo
 async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
     link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The worker cannot read the message, nor the record: both come again, and are served by a version that can."""
+    """The worker can read neither the message nor the record. The server redelivers the message, and a worker of the
+    newer version serves it."""
     monkeypatch.setattr(loop, "LEFT_S", 0.1)
     worker = Worker(link, catalog.windows, tmp_path, "one")
     worker.runner.may_end.set()
@@ -153,10 +154,10 @@ async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
 
         await eventually(left)
         unreadable = [line["where"] for line in lines if line["event"] == "unreadable"]
-        assert len(unreadable) == len(set(unreadable))  # each of them once, however often it comes
+        assert len(unreadable) == len(set(unreadable))  # each is logged once, however often it comes
         await link.entries.update(
             TASKS, task.id, encode_task(task), revision=revision
-        )  # as by an upgrade of this worker
+        )  # as after an upgrade of this worker
         await done(link, task.id)
     assert (await link.streams.depth(stream)).messages == 1
     assert [ran.id for ran in worker.runner.ran] == [task.id]
@@ -166,7 +167,7 @@ async def test_what_a_newer_version_wrote_is_left_for_one_of_its_workers(
 async def test_a_record_of_a_newer_version_is_left_until_it_can_be_read(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink
 ) -> None:
-    """Its deadline is in it: a gateway that can read it acts, and this one as soon as it can."""
+    """The record holds the deadline: a gateway that can read it acts, and this gateway does as soon as it can."""
     task = replace(fresh("01890a5d-ac96-774b-bcce-b302099a80fb", "degraded"), deadline_at=datetime.now(UTC))
     revision = await gateway_link.entries.create(TASKS, task.id, spoilt(task, status="paused"))
 
@@ -184,7 +185,7 @@ async def test_a_record_of_a_newer_version_is_left_until_it_can_be_read(
 
 
 async def test_a_poisoned_leader_key_keeps_nobody_out(link: NatsLink) -> None:
-    await link.entries.put(LEADER, LEADER_KEY, b"\0\xff")  # without a time to live: it would stand for ever
+    await link.entries.put(LEADER, LEADER_KEY, b"\0\xff")  # without a time to live: it would stay for ever
     leader = Leader(link, worker="w", owner="o", slot="cpu-0")
     await asyncio.wait_for(leader.campaign(), 20)
 
@@ -218,15 +219,15 @@ VALUES = {
 async def test_poisoned_buckets(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink, tmp_path: Path
 ) -> None:
-    """A gateway that starts then copes with them as well."""
+    """A gateway that starts afterwards copes with them as well."""
     count = len(unreadable_lines(gateway))
     for bucket, keys in KEYS.items():
         for key in keys:
             for value in VALUES.values():
-                # past `Entries.put`, which would refuse some of the keys
+                # bypasses `Entries.put`, which would refuse some of the keys
                 await gateway_link.messages.publish(f"$KV.{bucket}.{key}", value)
     await gateway_link.messages.publish(f"$KV.{LANES}.anisora.poison", b"", headers={"KV-Operation": "DEL"})
-    # switches are ignored, each by itself; the other keys of `leader` say nothing
+    # bad switches are ignored one by one; the other keys of `leader` mean nothing
     others = {key for bucket, keys in KEYS.items() if bucket not in (CONTROL, LEADER) for key in keys} | {LEADER_KEY}
 
     async def all_reported() -> bool:  # each key at least once: a value may be replaced before it is sent to the watch

@@ -1,4 +1,4 @@
-"""The production profile's gateway, without a worker: what it asks for, what it refuses, and what it then queues."""
+"""The production profile's gateway, without a worker: what it requires, what it refuses, and what it queues."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ PROFILE = "production"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
-    """`warmlane gateway --profile production`. What it accepts waits for the degraded worker, which never comes."""
+    """`warmlane gateway --profile production`. Accepted tasks wait for a degraded worker, which never comes."""
     gateway = GatewayProcess(tmp_path_factory.mktemp("production"))
     async with contextlib.AsyncExitStack() as leave:
         leave.callback(gateway.nats.stop)

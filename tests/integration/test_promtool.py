@@ -16,7 +16,7 @@ from tests.unit.ops.test_dashboards import DASHBOARDS, OPS, RULES, panels
 
 RULES_FILE: Final = OPS / "alerts" / "warmlane.rules.yaml"
 TESTS_FILE: Final = OPS / "alerts" / "warmlane.tests.yaml"
-# What Grafana puts in the place of its variables.
+# The values that Grafana substitutes for its variables.
 GRAFANA: Final = {"$__rate_interval": "5m", "$__interval": "1m", "$model": "(anisora|phr00t)", "$slot": "(cpu-0|cpu-2)"}
 _THRESHOLD: Final = re.compile(r"(?<=[<>=] )(-?[\d.]+(?:e\d+)?)(?! [+*])")
 _COMPARISON: Final = re.compile(r"(?<= )([<>=]=?)(?= )")
@@ -25,7 +25,7 @@ _OPPOSITE: Final = {">": "<=", "<": ">=", "==": "!="}
 
 
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """What it says, on either output, in its order. Skips the test where it is not installed."""
+    """What promtool prints, on either output, in order. Skips the test where it is not installed."""
     path = shutil.which("promtool")
     if path is None:
         pytest.skip("no promtool: apt install prometheus")
@@ -35,8 +35,8 @@ def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_alerts() -> None:
-    """Each alert is silent, fires with exactly these words, and is over when `ops/alerts/warmlane.tests.yaml` says
-    so."""
+    """Each alert is silent, fires with exactly the expected words, and resolves when `ops/alerts/warmlane.tests.yaml`
+    says so."""
     said = promtool("test", "rules", TESTS_FILE)
     assert said.returncode == 0, said.stdout
 
@@ -51,7 +51,7 @@ def test_every_panel_shows_something_of_a_busy_system(tmp_path: Path) -> None:
     inputs = [{"series": name, "values": values} for name, values in series()]
     inputs += [{"series": f'ALERTS{{alertname="{RULES[0]["alert"]}",alertstate="firing"}}', "values": "1x90"}]
     cases = [
-        # NaN is no number: it is not at or above anything
+        # NaN does not count: it is not at or above anything
         {"expr": f"count(({expr}) >= -Inf) > bool 0", "eval_time": "90m", "exp_samples": [{"labels": "{}", "value": 1}]}
         for expr in asked
     ]
@@ -71,8 +71,8 @@ def as_sent(expr: str) -> str:
 
 
 def test_the_cases_of_an_alert_fail_when_it_is_changed(tmp_path: Path) -> None:
-    """A threshold a quarter higher or lower, a comparison turned round, a matcher left out, another time to wait:
-    the cases of that alert see each of them. Without this a case might pass whatever the rule says.
+    """A threshold a quarter higher or lower, a reversed comparison, a missing matcher, another `for`: the cases of that
+    alert notice each of them. Without this a case might pass whatever the rule says.
     """
     tests = yaml.safe_load(TESTS_FILE.read_text())
     recorded = [rule for rule in RULES if "record" in rule]
@@ -81,7 +81,7 @@ def test_the_cases_of_an_alert_fail_when_it_is_changed(tmp_path: Path) -> None:
         if "alert" not in rule:
             continue
         cases = [test for test in tests["tests"] if test["alert_rule_test"][0]["alertname"] == rule["alert"]]
-        # a rule that does not wait is judged at the moments of its cases only, which costs less
+        # a rule without `for` is judged only at the moments of its cases, which costs less
         moments_min = [int(case["eval_time"].removesuffix("m")) for test in cases for case in test["alert_rule_test"]]
         run = tests | {"tests": cases, "evaluation_interval": "1m" if "for" in rule else f"{math.gcd(*moments_min)}m"}
         for number, (change, changed) in enumerate([("nothing", rule), *changes(rule)]):
@@ -100,7 +100,7 @@ def test_the_cases_of_an_alert_fail_when_it_is_changed(tmp_path: Path) -> None:
 
 
 def changes(rule: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """*rule* with one mistake each, and which."""
+    """Versions of *rule* with one mistake each, and the name of the mistake."""
     expr = rule["expr"]
     for found in _THRESHOLD.finditer(expr):
         value = float(found[0])

@@ -1,4 +1,4 @@
-"""Provisioning makes the server match, says what it changed, and leaves the operator's own settings alone."""
+"""Provisioning makes the server match, reports what it changed, and leaves the operator's own settings alone."""
 
 import asyncio
 import stat
@@ -34,7 +34,7 @@ async def test_drift_is_reported_and_mended(link: NatsLink, catalog: Catalog) ->
 
 
 async def test_a_bucket_that_keeps_more_than_is_wanted_is_changed_in_place(link: NatsLink, catalog: Catalog) -> None:
-    """As of an earlier version, with 16 revisions of every record: the newest 4 stay, and every key."""
+    """An earlier version kept 16 revisions of every record: the newest 4 stay, and every key."""
     config = (await js_of(link).stream_info("KV_tasks")).config
     await js_of(link).update_stream(config.evolve(max_msgs_per_subject=16))
     for number in range(10):

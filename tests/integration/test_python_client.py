@@ -1,4 +1,4 @@
-"""`warmlane_client` against a real gateway, synchronous and with asyncio: the worker is played by hand."""
+"""`warmlane_client` against a real gateway, synchronous and with asyncio. The tests play the worker."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -48,7 +48,7 @@ def test_a_whole_job_in_a_thread(gateway: GatewayProcess, tmp_path: Path) -> Non
 
         def look(now: Task) -> None:
             seen.append(now.status)
-            if now.status == "pending":  # the stream may be on, or not yet
+            if now.status == "pending":  # the stream may or may not have begun
                 asyncio.run(play(task.id))
 
         ended = client.wait(task, on_change=look)
@@ -67,7 +67,7 @@ def test_a_whole_job_in_a_thread(gateway: GatewayProcess, tmp_path: Path) -> Non
 
 
 async def test_tasks_are_listed_by_when_they_were_made(gateway: GatewayProcess, client: AsyncClient) -> None:
-    """In both clients alike."""
+    """This is the same in both clients."""
     batch = [
         await client.submit(VideoRequest(model="anisora", prompt="x", labels={"when": "listed"})) for _ in range(3)
     ]
@@ -143,10 +143,10 @@ async def test_polls_alone_find_the_end_too(
 async def test_a_download_that_was_broken_off_goes_on(
     gateway: GatewayProcess, gateway_link: NatsLink, client: AsyncClient, tmp_path: Path
 ) -> None:
-    """The gateway's own ranges and tags; a part of another video would be called otherwise."""
+    """It uses the gateway's own ranges and tags. A part of another video would have another name."""
     task = await client.submit(REQUEST)
     await finished(gateway_link, gateway, task.id)
-    done = await client.wait(task)  # the gateway has not seen the end yet, perhaps
+    done = await client.wait(task)  # the gateway may not have seen the end yet
     assert done.video is not None
     part = tmp_path / f".fox.mp4.{done.video.sha256[:12]}.part"
     part.write_bytes(CONTENT[:1000])
@@ -214,5 +214,5 @@ def test_a_key_is_in_no_text() -> None:
 
 
 async def _done(gateway: GatewayProcess, link: NatsLink, task_id: str) -> None:
-    """Finishes a task that was claimed."""
+    """Finishes a claimed task."""
     await finished(link, gateway, task_id, claim=False)

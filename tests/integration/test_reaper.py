@@ -36,7 +36,8 @@ def test_that_never_ends({fixtures}, tmp_path):
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Iterator[Path]:
-    """Where the test under test says which process it is; nothing of it stays where ours fails."""
+    """The file into which the test under test writes its process's number. Its processes are killed even if our test
+    fails."""
     marker = tmp_path / "marker"
     yield marker
     if marker.exists():
@@ -45,7 +46,7 @@ def marker(tmp_path: Path) -> Iterator[Path]:
                 process.kill()
 
 
-@pytest.mark.timeout(400)  # whatever starts a system is slow where others keep the machine busy
+@pytest.mark.timeout(400)  # starting a system is slow on a busy machine
 @pytest.mark.parametrize(
     ("victim", "number", "fixtures", "expected"),
     [
@@ -58,7 +59,7 @@ def marker(tmp_path: Path) -> Iterator[Path]:
 def test_nothing_that_a_test_started_outlives_it(
     tmp_path: Path, marker: Path, victim: str, number: signal.Signals, fixtures: str, expected: set[str]
 ) -> None:
-    """A suite that ends in this way, and everything that one test of it started."""
+    """Ends a suite in this way, and checks everything that one of its tests started."""
     file = tmp_path / "test_it.py"
     file.write_text(TEST.format(fixtures=fixtures, marker=str(marker), gateway="warm_cli" in expected))
     inherited = {SHARED_FOLDER, reaper.MARKS, "PYTEST_XDIST_WORKER"}
@@ -77,9 +78,9 @@ def test_nothing_that_a_test_started_outlives_it(
 
         os.kill(run.pid if victim == "run" else int(worker), number)
 
-        run.wait(170)  # without its one worker it ends by itself
+        run.wait(170)  # without its one worker the run ends by itself
         eventually_sync(lambda: not any(map(is_running, started)))
-        # and what those started before they ended: a supervisor that is still there starts a lane again
+        # this includes what those started before they ended: a living supervisor restarts a lane
         eventually_sync(lambda: not any(reaper.marked(marks.split(",")[0])))
     finally:
         run.kill()

@@ -1,4 +1,4 @@
-"""`warmlane resubmit` against a gateway that answers as scripted; a real one is asked in `test_runbook.py`."""
+"""`warmlane resubmit` against a gateway that answers as scripted; `test_runbook.py` uses a real one."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def resubmit(gateway: ScriptedGateway, *arguments: str) -> Result:
 
 
 def test_the_same_request_is_sent_under_a_key_that_follows_from_the_id(gateway: ScriptedGateway) -> None:
-    """Every parameter, also one that this version does not know; twice is the same task."""
+    """It has every parameter, even one that this version does not know. Sending it twice gives the same task."""
     for _ in range(2):
         gateway.script = [Answer(200, FAILED), Answer(202, NEW)]
         result = resubmit(gateway, "--no-wait")
@@ -82,7 +82,7 @@ def test_the_same_request_is_sent_under_a_key_that_follows_from_the_id(gateway: 
 def test_its_class_and_how_long_it_is_kept_are_sent_again(
     gateway: ScriptedGateway, recorded: dict[str, Any], sent: dict[str, Any]
 ) -> None:
-    """But for the class that all requests had before there were classes."""
+    """Except for the class that all requests had before there were classes."""
     original = {name: value for name, value in FAILED.items() if name != "priority"}
     gateway.script = [Answer(200, original | recorded), Answer(202, NEW)]
     result = resubmit(gateway, "--no-wait")

@@ -35,7 +35,7 @@ GONE = "0199a000-0000-7000-8000-000000000001"
 
 @pytest.fixture
 async def services(nats_server: NatsServer, catalog: Catalog, tmp_path: Path) -> AsyncIterator[Services]:
-    """The gateway's services with a keep of a few seconds; no janitor of their own comes between in that time."""
+    """The gateway's services with a keep of a few seconds. Their own janitor does not interfere in that time."""
     async with services_on(nats_server, catalog, tmp_path, keep_s=KEEP_S) as services:
         yield services
 
@@ -81,7 +81,7 @@ async def test_orphans_go_and_what_a_record_names_stays(services: Services, tmp_
 async def test_a_video_that_another_gateway_shows_is_not_called_unfinished(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This gateway has not heard of the end yet: it asks the server before it says so."""
+    """This gateway has not heard of the end yet: before it calls a video unfinished, it asks the server."""
     monkeypatch.setattr(services.tasks, "_take_in", lambda entry: None)
     done = done_task()
     begun = await services.tasks.create(replace(done, status=TaskStatus.PROCESSING, video=None, finished_at=None))
@@ -91,7 +91,7 @@ async def test_a_video_that_another_gateway_shows_is_not_called_unfinished(
 
 
 async def test_uploads_go_when_they_expire_and_not_before(services: Services, tmp_path: Path) -> None:
-    """By their names, whatever the store says of their age: so a copy of the store keeps what it holds as long."""
+    """The janitor judges by their names, whatever age the store reports: so a copy of the store keeps them as long."""
     limits = widest_limits(services.catalog)
     assert limits is not None
     now = datetime.now(UTC)
@@ -121,7 +121,7 @@ async def test_a_caller_has_so_many_uploads_and_no_more(services: Services, monk
         await add("c", 3)
     assert await add("c", 1) == first
     await add("d", 3)
-    await services.clean()  # which counts what is stored
+    await services.clean()  # it counts what is stored
     with pytest.raises(uploads.TooManyImages):
         await add("c", 3)
     assert await services.uploads.remove("c", first, now=now)
@@ -135,7 +135,7 @@ async def test_orphans_are_removed_many_at_a_time(
     read, reads, together = services.tasks.read, itertools.count(1), asyncio.Event()
 
     async def read_together(task_id: str) -> Snapshot | None:
-        if next(reads) == 3:  # these services' own janitor may look as well, at one of them
+        if next(reads) == 3:  # these services' own janitor may also look up one of them
             together.set()
         await together.wait()
         return await read(task_id)
@@ -148,7 +148,7 @@ async def test_orphans_are_removed_many_at_a_time(
 
 
 async def test_files_go_when_the_server_drops_the_record(services: Services, tmp_path: Path) -> None:
-    """The bucket's own age limit is what ends a record; the janitor follows it."""
+    """The bucket's own age limit ends a record, and the janitor follows it."""
     task = done_task()
     assert task.image_path is not None
     await services.link.entries.create(TASKS, task.id, encode_task(task))

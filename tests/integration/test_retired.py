@@ -1,5 +1,5 @@
-"""A system that is upgraded from the version with timers (ADR 0037): both side by side lose nothing, and the stream of
-timers goes when nobody uses it any more."""
+"""An upgrade from the version with timers (ADR 0037): the two versions side by side lose nothing, and the stream of
+timers goes when no process uses it any more."""
 
 import asyncio
 import contextlib
@@ -50,7 +50,7 @@ def short(folder: Path) -> Path:
 
 
 def waits(task_id: str, **changes: Any) -> GenerationTask:
-    """A task that waits since now, for WAIT_S."""
+    """A task that waits for WAIT_S from now."""
     now = datetime.now(UTC)
     times = {"created_at": now, "queued_at": now, "deadline_at": now + timedelta(seconds=WAIT_S)}
     return pending_task(task_id, **(times | changes))
@@ -114,7 +114,7 @@ async def test_the_command_says_what_it_keeps_and_what_it_removes(nats_server: N
 
 
 async def test_tasks_with_timers_end_by_their_records(tmp_path: Path) -> None:
-    """The gateway that accepted them is gone; its timers come due, and nobody fetches them."""
+    """The gateway that accepted them is gone. Its timers come due, and no process fetches them."""
     async with fresh_system(tmp_path, short(tmp_path)) as system:
         await make_deadlines(system.link)
         on_a_lane, on_degraded = waits("lane"), waits("degraded", route="degraded")
@@ -141,7 +141,7 @@ class Pair:
         return str(answer.json()["id"])
 
     async def ends(self, task_id: str) -> GenerationTask:
-        """The task, when it has ended."""
+        """The task, once it has ended."""
 
         async def look() -> GenerationTask | None:
             task, _ = await self.new.record(task_id)
@@ -154,7 +154,7 @@ class Pair:
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
-    """They share the server and the artifact store. Nothing runs on a lane: tasks go to the degraded queue."""
+    """The two share the server and the artifact store. There is no lane: tasks go to the degraded queue."""
     source = tmp_path / "earlier"
     source.mkdir()
     if not unpack(source):
@@ -201,7 +201,7 @@ async def test_both_versions_side_by_side_lose_nothing(pair: Pair) -> None:
         task = await pair.ends(task_id)
         assert [line.event for line in task.timeline] == ["accepted", "claim", "requeue", "fail"]
 
-    # the new one alone: what the earlier one had accepted, and set a timer for, goes on
+    # the new one alone: a task that the earlier one accepted, and set a timer for, goes on
     left = await pair.submit(pair.http)
     await asyncio.to_thread(pair.earlier.stop)
     assert (await pair.ends(left)).was_refused
@@ -215,7 +215,7 @@ async def test_both_versions_side_by_side_lose_nothing(pair: Pair) -> None:
 
 
 async def test_the_earlier_version_alone_goes_on_with_tasks_of_the_new_one(pair: Pair) -> None:
-    """The way back: it finds no timer of theirs, and sets them; its own are served as ever."""
+    """The way back: the earlier version finds no timers for these tasks, and sets them. It serves its own as ever."""
     without_a_timer, with_one = await pair.submit(pair.new.http), await pair.submit(pair.http)
     await asyncio.to_thread(pair.new.gateway.stop)
     for task_id in (without_a_timer, with_one):

@@ -1,4 +1,4 @@
-"""docs/operate/rollback.md: two gateways on one server, one replaces wrong fixed values and one refuses them."""
+"""docs/operate/rollback.md: of two gateways on one server, one replaces wrong fixed values and one refuses them."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ class Pair(Struct):
     link: NatsLink
 
     def logged(self) -> list[dict[str, Any]]:
-        """The lines that say what was replaced."""
+        """The log lines that report replaced values."""
         lines = [json.loads(line) for line in self.reporting.log().splitlines() if '"parameters_reported"' in line]
         return [{key: line[key] for key in ("task_id", "caller", "model", "fields")} for line in lines]
 
@@ -105,7 +105,7 @@ async def test_report_accepts_with_the_fixed_value_and_a_warning_and_reject_does
     ]
     queued = await js_of(pair.link).get_last_msg(work_stream("lane", model), work_subject("lane", model, task["id"]))
     assert FIXED[model].items() <= json.loads(queued.data or b"")["parameters"].items()
-    for gateway in (pair.report, pair.reject):  # whoever asks later reads it as well
+    for gateway in (pair.report, pair.reject):  # a later reader sees it as well
         assert (await gateway.get(f"/tasks/{task['id']}")).json() == task
     assert pair.logged()[-1] == {
         "task_id": task["id"],
@@ -132,17 +132,17 @@ async def test_everything_else_is_judged_as_before(pair: Pair) -> None:
 
 
 async def test_one_key_one_task_whatever_the_switch(pair: Pair) -> None:
-    """Before the switch, after it, and back again; and a task is counted once."""
+    """This holds before the switch, after it, and after the way back. A task is counted once."""
 
     async def post(gateway: httpx.AsyncClient, key: str, **fields: Any) -> httpx.Response:
         return await gateway.post("/generate", json=body("phr00t", **fields), headers={"idempotency-key": key})
 
-    # what was right before is the same task after, in every spelling
+    # a request that was right before is the same task afterwards, in every spelling
     first = (await post(pair.reject, "right")).json()
     for again in (await post(pair.report, "right", steps=4), await post(pair.reject, "right", cfg=1)):
         assert again.json() == first
 
-    # what was refused before, and left nothing behind, is a task after
+    # a request that was refused before, and left nothing behind, is a task afterwards
     assert (await post(pair.reject, "wrong", steps=20)).status_code == 422
     before = len(pair.logged())
     answers = await asyncio.gather(*(post(pair.report, "wrong", steps=20) for _ in range(20)))
@@ -150,18 +150,18 @@ async def test_one_key_one_task_whatever_the_switch(pair: Pair) -> None:
     assert {answer.json()["warnings"][0]["got"] for answer in answers} == {20}
     assert [line["task_id"] for line in pair.logged()[before:]] == [task_id]
 
-    # another wrong value is another request, and so is the right one: nobody is given a task that conceals it
+    # another wrong value is another request, and so is the right one: no client gets a task that conceals that
     for other in ({"steps": 21}, {"steps": 4}, {}, {"steps": 20, "cfg": 2}):
         assert problem(await post(pair.report, "wrong", **other))["code"] == "idempotency_key_reused"
     assert problem(await post(pair.report, "right", steps=20))["code"] == "idempotency_key_reused"
 
-    # back again: the body alone decides, as SC-002 has it; the task stays
+    # back again: only the body decides, as SC-002 says; the task stays
     assert problem(await post(pair.reject, "wrong", steps=20))["code"] == "validation_failed"
     assert (await pair.reject.get(f"/tasks/{task_id}")).json()["warnings"][0]["got"] == 20
 
 
 async def test_what_another_gateway_has_queued_is_not_counted_again(pair: Pair) -> None:
-    """It published and counted, and died before it recorded."""
+    """That gateway published and counted, and died before it recorded the task."""
     sent = body("anisora", steps=20)
     accepted = validate(sent, load_settings(pair.settings).catalog("tiny"))
     queued = pending_task(
@@ -191,7 +191,7 @@ async def test_no_prompt_is_logged(pair: Pair) -> None:
 
 
 async def test_records_of_other_versions(pair: Pair) -> None:
-    """One that knows of no warnings wrote the first record; one that knows more wrote the second."""
+    """A version that knows no warnings wrote the first record; one that knows more fields wrote the second."""
     older = json.loads(encode_task(pending_task("01890a5d-ac96-774b-bcce-b302099a8101")))
     del older["replaced"]
     newer = json.loads(
@@ -205,7 +205,7 @@ async def test_records_of_other_versions(pair: Pair) -> None:
     newer |= {"added_later": {"deep": [1]}}
     for record, count in ((older, 0), (newer, 1)):
         await pair.link.entries.create(TASKS, record["id"], msgspec.json.encode(record))
-        # overdue by far: whoever reads it puts that right, and so writes it anew
+        # long overdue: a gateway that reads it ends it, and so rewrites it
         shown = (await pair.reject.get(f"/tasks/{record['id']}")).json()
         assert len(shown["warnings"]) == count
         entry = await pair.link.entries.get(TASKS, record["id"])

@@ -1,5 +1,5 @@
 """`ops/runbook.md`, line by line, as printed: by the real NATS CLI, in a real shell, on a real server, as the user
-that the line names; its output and its effect are checked. Skipped without the CLI of `.ci/tools`.
+that the line names. The tests check output and effect. They are skipped without the CLI of `.ci/tools`.
 
 A section without a test fails, and so does a line that its test does not reach.
 """
@@ -57,13 +57,13 @@ async def test_section(heading: str, stage: Stage) -> None:
 
 
 def test_the_headings_stay() -> None:
-    """Alerts point to them, and so does the text."""
+    """Alerts and the text link to them."""
     assert list(sections()) == list(SECTIONS)
     anchors = {re.sub(r"[^a-z-]", "", heading.lower().replace(" ", "-")) for heading in SECTIONS}
     assert set(re.findall(r"\]\(#([^)]+)\)", RUNBOOK.read_text())) <= anchors
 
 
-# Each is refused to `operator`; those that the runbook gives to `admin` among them.
+# The server refuses each of these to `operator`, including those that the runbook runs as `admin`.
 REFUSED: Final = (
     "consumer next LANE_ANISORA worker",
     "consumer rm LANE_ANISORA worker --force",
@@ -78,7 +78,7 @@ REFUSED: Final = (
 
 
 async def test_what_is_refused_to_operator(stage: Stage) -> None:
-    """By the real CLI: it says why, and nothing is changed."""
+    """The real CLI says why, and nothing is changed."""
     given = [re.sub(r"--context \$ADMIN ", "", line.command) for lines in sections().values() for line in lines]
     changing = [f"nats {command}" for command in REFUSED]
     changing += [new for new, old in zip(given, _commands(), strict=True) if "$ADMIN" in old and "restore" not in new]

@@ -1,5 +1,5 @@
-"""Two gateways with nothing in common but a nats-server and a bucket: what one stores the other serves, and a bucket
-that misbehaves holds up nobody else. Workers are played by hand; the store is moto."""
+"""Two gateways that share only a nats-server and a bucket: what one stores the other serves, and a bucket that
+misbehaves holds up no other request. The tests play the workers; the store is moto."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ def moto() -> Iterator[Moto]:
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory: pytest.TempPathFactory, moto: Moto) -> Iterator[tuple[GatewayProcess, GatewayProcess]]:
-    """Two, each with a data folder of its own. The second gives links."""
+    """Two gateways, each with a data folder of its own. The second gives links."""
     first = GatewayProcess(tmp_path_factory.mktemp("first"))
     second = GatewayProcess(tmp_path_factory.mktemp("second"), beside=first)
     second.data_dir = second.folder
@@ -76,7 +76,7 @@ async def link(gateways: tuple[GatewayProcess, GatewayProcess]) -> AsyncIterator
 
 @pytest.fixture
 def store(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> Iterator[Artifacts]:
-    """The store as a worker elsewhere sees it. It is well again when the test ends."""
+    """The store as a worker on another machine sees it. It is well again when the test ends."""
     use(monkeypatch, moto.endpoint)
     yield in_bucket(PLACE)
     moto.release()
@@ -196,10 +196,10 @@ async def test_links_are_given_where_the_operator_wants_them(
     tmp_path: Path,
 ) -> None:
     path = await video_at(https, link, store)
-    assert (await https[0].get(path)).status_code == 200  # the first gives none
+    assert (await https[0].get(path)).status_code == 200  # the first gateway gives no links
     sent = await https[1].get(path)
     assert (sent.status_code, sent.headers["cache-control"], sent.content) == (302, "private, no-store", b"")
-    # what httpx sends to another host is no key
+    # httpx does not send the key to another host
     followed = await https[1].get(path, follow_redirects=True, headers={"Range": "bytes=0-9"})
     assert (followed.status_code, followed.content) == (206, CONTENT[:10])
     known = await https[1].get(path, headers={"If-None-Match": sent.headers["etag"]})
@@ -227,7 +227,7 @@ async def test_a_bucket_that_refuses_is_said_to_be_unavailable(
         assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
     refused = await https[0].post("/generate", json={"model": "anisora", "prompt": "x", "image": IMAGE})
     assert (refused.status_code, refused.json()["code"]) == (503, "storage_unavailable")
-    await submitted(https[0])  # what needs no store goes on
+    await submitted(https[0])  # requests that need no store go on
     moto.release()
     assert (await https[0].get(path)).content == CONTENT
 
@@ -249,7 +249,7 @@ async def test_a_bucket_that_hangs_holds_up_nobody_else(
 
 
 async def finished_otherwise(http: httpx.AsyncClient) -> None:
-    """A task from its request to its end, by cancelling it."""
+    """Takes a task from its request to its end, by cancelling it."""
     task = await submitted(http)
     assert (await http.delete(f"/tasks/{task['id']}")).json()["status"] == "failed"
 

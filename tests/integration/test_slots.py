@@ -39,7 +39,7 @@ class Shown(SlotDisplay):
 
 @pytest.fixture
 async def display(link: NatsLink) -> AsyncIterator[Callable[[str], "asyncio.Future[Shown]"]]:
-    """Makes the display of a worker, which runs until the test ends."""
+    """A function that makes the display of a worker. It runs until the test ends."""
     async with AsyncExitStack() as stack:
 
         async def make(worker: str) -> Shown:
@@ -102,7 +102,7 @@ async def test_a_quarantine_reaches_the_server_however_long_it_is_away(
     await eventually(lambda: asyncio.sleep(0, not link.connection.is_connected))
     shown.take()
     shown.show(SlotState.QUARANTINED, None, "3 GiB are still held")
-    shown.show(SlotState.EMPTY, None)  # the host was ended: that lifts nothing
+    shown.show(SlotState.EMPTY, None)  # the end of the host lifts nothing
     assert shown.quarantine is not None
     settled = asyncio.create_task(shown.settled())
     usable = asyncio.create_task(shown.usable())
@@ -124,7 +124,7 @@ async def test_a_quarantine_stands_until_an_operator_lifts_it(
     first.take()
     first.show(SlotState.QUARANTINED, None, "3 GiB are still held")
     await first.settled()
-    unaware = SlotDisplay(link, slot=SLOT, worker="degraded-2")  # it asked a moment too early
+    unaware = SlotDisplay(link, slot=SLOT, worker="degraded-2")  # it checked a moment too early
     running = asyncio.create_task(unaware.run())
     unaware.take()
     unaware.show(SlotState.LOADING, "anisora")
@@ -160,7 +160,7 @@ async def test_a_quarantine_stands_until_an_operator_lifts_it(
 async def test_one_that_lost_the_slot_changes_nothing(
     link: NatsLink, display: Callable[[str], "asyncio.Future[Shown]"]
 ) -> None:
-    """A resumed ex-leader's host is gone and its probe sees the other's pipeline: its verdict is about nothing."""
+    """A resumed ex-leader's host is gone, and its probe sees the new leader's pipeline: its verdict means nothing."""
     old, new = await display("degraded-0"), await display("degraded-1")
     old.take()
     old.show(SlotState.RESIDENT, "anisora")
@@ -181,7 +181,7 @@ async def test_one_that_lost_the_slot_changes_nothing(
 async def test_what_is_shown_is_written_again_and_removed_by_who_leaves(
     link: NatsLink, display: Callable[[str], "asyncio.Future[Shown]"]
 ) -> None:
-    """By that a reader knows who is gone: nobody else may write it again, nor remove it."""
+    """A reader knows by this which workers are gone: no other process may rewrite or remove the entry."""
     old, new = await display("degraded-0"), await display("degraded-1")
     old.take()
     old.show(SlotState.RESIDENT, "anisora", "first")
@@ -256,7 +256,7 @@ async def test_a_new_system_forgets_who_is_dead(link: NatsLink, nats_server: Nat
 async def test_what_a_worker_shows_stands_in_a_bucket_that_was_made_anew_too(
     link: NatsLink, catalog: Catalog, display: Callable[[str], "asyncio.Future[Shown]"], state: SlotState
 ) -> None:
-    """A quarantine is not lifted by the server's losing it."""
+    """A quarantine is not lifted when the server loses it."""
     shown = await display("degraded-0")
     shown.take()
     shown.show(state, "anisora", "first")

@@ -1,4 +1,4 @@
-"""What a watch of the records did not bring is found on the server, and what it brought is not looked for."""
+"""The slow look finds on the server what a watch of the records did not bring, and does not read what it brought."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -62,7 +62,7 @@ async def test_what_the_watch_did_not_bring_is_read_once_and_counted(link: NatsL
 
 @pytest.mark.usefixtures("skipping")
 async def test_what_the_first_read_did_not_bring_is_found_as_well(link: NatsLink, measured: Measured) -> None:
-    """By `make model`, in story 2018: the gateway had just started again. What was deleted costs no read."""
+    """Found by `make model`, in story 2018: the gateway had just restarted. A deleted record costs no read."""
     before = measured.value("warmlane.records.missed")
     for task_id in ("brought", "deleted", SKIPPED):
         revision = await link.entries.create(TASKS, task_id, encode_task(pending_task(task_id)))
@@ -120,7 +120,7 @@ async def test_a_busy_gateway_compares_some_at_a_time_and_goes_on_from_there(
 async def test_while_the_watch_lags_nothing_is_compared(
     link: NatsLink, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lagging is no missing: the watch says how far it is behind, and brings it."""
+    """A watch that lags misses nothing: it reports how far it is behind, and brings the rest."""
     before = measured.value("warmlane.records.missed")
     async with watching(link) as (tasks, look):
         monkeypatch.setattr(tasks, "news_age_s", lambda: 3.0)
@@ -140,7 +140,7 @@ async def test_while_the_watch_lags_nothing_is_compared(
 async def test_a_task_of_which_no_gateway_heard_ends(
     nats_server: NatsServer, link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """A worker had made its record, and died: without the slow look it would be `processing` for ever."""
+    """A worker made the record and died: without the slow look the task would be `processing` for ever."""
     services = Services(catalog=catalog, nats=nats_server.url, artifacts_dir=tmp_path / "artifacts", keep_s=KEEP_S)
     async with services.running():
         now = datetime.now(UTC)

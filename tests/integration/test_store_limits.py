@@ -1,4 +1,4 @@
-"""A bucket that takes nothing more, on a real server: said as it is, and nothing is dropped."""
+"""A bucket that accepts nothing more, on a real server: the gateway reports exactly that, and drops nothing."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.kit.support import KEEP_S, eventually
 
 
 async def limit(link: NatsLink, stream: str, **limits: int) -> None:
-    """As an operator does who wants to bound what a stream may hold."""
+    """Sets limits as an operator does who wants to bound a stream."""
     config = (await js_of(link).stream_info(stream)).config
     await js_of(link).update_stream(config.evolve(**limits))
 
@@ -30,7 +30,7 @@ async def limit(link: NatsLink, stream: str, **limits: int) -> None:
 async def test_a_full_bucket_is_no_error_of_the_gateway(
     http: httpx.AsyncClient, gateway: GatewayProcess, gateway_link: NatsLink, catalog: Catalog
 ) -> None:
-    """`POST` and `DELETE` say that the outcome is unknown, the same key finds out, and provisioning names the limit."""
+    """`POST` and `DELETE` report an unknown outcome, the same key finds it out, and provisioning names the limit."""
     known = (await http.post("/generate", json=GOOD)).json()
     await limit(gateway_link, bucket_stream(TASKS), max_bytes=1)
     refused = await http.post("/generate", json=GOOD, headers={"idempotency-key": "full"})
@@ -50,7 +50,7 @@ async def test_a_full_bucket_is_no_error_of_the_gateway(
 
 
 async def test_limits_of_records_are_reported(link: NatsLink, catalog: Catalog) -> None:
-    """A bound on messages removes records without a word, one on bytes or on their size refuses them."""
+    """A limit on the number of messages removes records silently; a limit on bytes or on message size refuses them."""
     await limit(link, bucket_stream(TASKS), max_bytes=100_000, max_msgs=100, max_msg_size=1)
     task = pending_task()
     with pytest.raises(TransportUnavailable):

@@ -1,6 +1,6 @@
-"""`warmlane supervisor` with real lanes, beside a real gateway: lanes that are denied, that die and that cannot start.
+"""`warmlane supervisor` with real lanes, beside a real gateway: lanes that are denied, that die or that cannot start.
 
-Where the order of two writes matters, a test moves the lanes by hand: `test_supervisor_reports.py`.
+Where the order of two writes matters, tests in `test_supervisor_reports.py` move the lanes by hand.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class Rig:
         return decision.outcome
 
     async def routes(self, model: str, outcome: str) -> None:
-        """Returns when the gateway sends requests there: it hears of lanes as we do, at its own moment."""
+        """Returns when the gateway routes requests with this *outcome*: it hears of lanes at its own moment."""
 
         async def look() -> bool:
             return await self.route_of(model) == outcome
@@ -74,7 +74,7 @@ def _popen(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
 
 @asynccontextmanager
 async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIterator[Rig]:
-    """The supervisor runs; at the end it is asked to leave, and must leave nothing."""
+    """Runs the supervisor. At the end of the block it is stopped, and must leave nothing behind."""
     lanes = Lanes()
     link = await NatsLink.connect(system.gateway.nats.url, name="looker")
     await (await link.watches.start(LANES, lanes.on_entry)).wait()
@@ -99,7 +99,7 @@ async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIter
 
 
 async def test_the_only_slot_is_the_degraded_workers(bare_system: System, tmp_path: Path) -> None:
-    """N = 1: both lanes are denied, also where an earlier run left a lane that looks warm."""
+    """N = 1: both lanes are denied, even if an earlier run left a lane that looks warm."""
     await report_lane(bare_system.link, "anisora", LaneState.WARM)
     async with supervised(bare_system, tmp_path / "data", "--gpus", "1") as rig:
         for model in ("anisora", "phr00t"):
@@ -111,7 +111,7 @@ async def test_the_only_slot_is_the_degraded_workers(bare_system: System, tmp_pa
 
 @pytest.fixture
 async def quick_system(tmp_path: Path) -> AsyncIterator[System]:
-    """A gateway that judges leases 1 s after it has connected, and not 10 s: a lane is warm sooner than that."""
+    """A gateway that judges leases 1 s after it has connected, and not 10 s: a lane becomes warm sooner than 10 s."""
     async with fresh_system(tmp_path, settings_file(tmp_path, reconnect_grace_s=1.0)) as system:
         yield system
 
@@ -135,19 +135,19 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         await rig.routes("phr00t", "lane")
 
         (killed,) = rig.lane_pids()
-        given = Path(f"/proc/{killed}/environ").read_bytes()  # its own password, and not the supervisor's
+        given = Path(f"/proc/{killed}/environ").read_bytes()  # has the lane's own password, and not the supervisor's
         assert (b"pw-lane" in given, b"pw-supervisor" in given, b"pw-admin" in given) == (True, False, False)
         in_hand = (await quick_system.submit("phr00t"))["id"]
         await rig.lanes.holds("phr00t-0", in_hand)
         os.kill(killed, signal.SIGKILL)
-        # nobody waits for the end of its lease
+        # the task is requeued before its lease ends
         requeued = await quick_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
         assert [(line.event, line.detail) for line in requeued.timeline[-2:]] == [
             ("worker_lost", "the process of phr00t-0 ended: signal 9, SIGKILL"),
             ("requeue", "phr00t-0 was lost in attempt 1"),
         ]
         await quick_system.http.delete(f"/tasks/{in_hand}")
-        # what the supervisor says comes between the last word of the old process and the first one of the new
+        # the supervisor's reports come between the old process's last report and the new one's first
         new = await rig.lanes.becomes("phr00t-0", LaneState.WARM)
         assert new.pid not in (killed, rig.process.pid)
         speakers = [pid for _, pid in rig.lanes.states("phr00t-0")]
@@ -165,7 +165,7 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         assert (draining.pid, draining.leaving_for) == (new.pid, "quota")
         await rig.routes("phr00t", "degraded: quota")
         await rig.lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
-        # at no moment in between was it anything else, the one of its process's end included
+        # at no moment in between was the cause another one, not even when the process ended
         assert [cause for cause in rig.lanes.causes("phr00t", since=served) if cause] == ["quota"]
         assert (LaneState.DRAINING, new.pid) in rig.lanes.states("phr00t-0")
         record, _ = await quick_system.record(task["id"])
@@ -174,7 +174,7 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
 
 
 async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_path: Path) -> None:
-    """N = 2: one lane crash-loops, with its last error; the other has no slot. Both facts stand side by side."""
+    """N = 2: one lane crash-loops, with its last error; the other has no slot. Operators see both facts."""
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     (data_dir / "artifacts").write_text("no folder")
@@ -186,7 +186,7 @@ async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_pa
         assert "; again in " in looping.detail
         denied = await rig.lanes.becomes("phr00t-0", LaneState.CAPACITY_DENIED)
         assert denied.detail == "the only slot for lanes is taken"
-        (data_dir / "artifacts").unlink()  # repaired: it comes by itself
+        (data_dir / "artifacts").unlink()  # repaired: the lane then starts by itself
         await rig.lanes.becomes("anisora-0", LaneState.WARM)
         deaths = [line for line in rig.log if line["event"] == "lane_ended"]
 

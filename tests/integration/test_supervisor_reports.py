@@ -1,4 +1,4 @@
-"""What a supervisor reports of lanes that a test moves by hand: a dead lane's last word, denials, failed starts."""
+"""What a supervisor reports of lanes that a test moves by hand: a dead lane's last report, denials, failed starts."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ from tests.kit.support import eventually
 
 
 class HandLane:
-    """A lane whose process is played by hand."""
+    """A lane whose process the test plays."""
 
     slot = "by-hand"
 
@@ -77,7 +77,7 @@ async def by_hand(
     provider: HandProvider,
     *,
     quota: Quota | None = None,
-    heartbeat_s: float = 3_600.0,  # what is reported is reported because something happened
+    heartbeat_s: float = 3_600.0,  # so long that only events cause reports
 ) -> AsyncIterator[Lanes]:
     lanes = Lanes()
     await (await link.watches.start(LANES, lanes.on_entry)).wait()
@@ -91,7 +91,7 @@ async def by_hand(
     finally:
         stop.set()
         await asyncio.wait([running], timeout=None if not provider.drains else 0.1)
-        assert running.done() is not provider.drains  # it waits for a lane that drains, until it is asked to hurry
+        assert running.done() is not provider.drains  # waits for a lane that drains, until asked to hurry
         hurry.set()
         await running
 
@@ -104,7 +104,7 @@ def spoken(pid: int, state: LaneState, *, in_hand: InHand | None = None) -> byte
 
 
 async def warm(link: NatsLink, provider: HandProvider, lanes: Lanes) -> HandLane:
-    """The lane anisora-0, process 100, which has reported that it is warm."""
+    """The lane anisora-0, process 100, which has reported `warm`."""
     await lanes.becomes("anisora-0", LaneState.STARTING)
     lane = provider.lanes["anisora-0"]
     lane.pid = 100
@@ -114,7 +114,7 @@ async def warm(link: NatsLink, provider: HandProvider, lanes: Lanes) -> HandLane
 
 
 async def test_the_last_report_of_a_dead_lane_is_withdrawn(link: NatsLink, catalog: Catalog) -> None:
-    """A `warm` that was on its way when the lane died is withdrawn; its successor's report is not."""
+    """The supervisor withdraws a `warm` that was on its way when the lane died, but not its successor's report."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
         lane = await warm(link, provider, lanes)
@@ -132,7 +132,7 @@ async def test_the_last_report_of_a_dead_lane_is_withdrawn(link: NatsLink, catal
         assert lanes.states("anisora-0")[-1] == (LaneState.WARM, 101)
     last = lanes.last("anisora-0")
     assert last is not None
-    assert last.pid == 101  # not the supervisor's to remove
+    assert last.pid == 101  # the supervisor must not remove this one
     await lanes.are_gone("phr00t-0")
 
 
@@ -157,7 +157,7 @@ async def test_a_report_of_the_successor_that_comes_in_between_wins(link: NatsLi
 
 
 async def test_a_start_that_ends_with_its_process_is_recorded_once(link: NatsLink, catalog: Catalog) -> None:
-    """SC-006: but not if the lane recorded it itself, nor if it had been warm."""
+    """SC-006. The supervisor does not record it if the lane recorded it itself, or had been warm."""
     provider = HandProvider()
     async with by_hand(link, catalog, provider) as lanes:
         await lanes.becomes("anisora-0", LaneState.STARTING)
@@ -186,14 +186,14 @@ async def test_a_start_that_ends_with_its_process_is_recorded_once(link: NatsLin
             return details if details[-1:] == ["killed again"] else None
 
         await eventually(recorded)
-    # by the moments at which they ended
+    # in the order of their ends
     assert await recorded() == ["killed while it loaded", "the slot is taken, it said", "killed again"]
 
 
 @pytest.mark.parametrize("heard", ["before", "after"])
 async def test_the_task_of_a_dead_lane_is_given_back(link: NatsLink, catalog: Catalog, heard: str) -> None:
-    """Whether its last word came before the news of its death or after it. A process that is no child of ours, as one
-    of an earlier supervisor that drains, keeps its task."""
+    """This holds whether its last report came before the news of its death or after it. A process that is no child of
+    this supervisor keeps its task, such as a draining lane of an earlier supervisor."""
     task = processing_task(now=datetime.now(UTC), lease_s=3_600)
     await link.entries.create(TASKS, TASK_ID, encode_task(task))
     in_hand = InHand(task_id=TASK_ID, owner="owner-1")
@@ -226,8 +226,8 @@ async def test_the_task_of_a_dead_lane_is_given_back(link: NatsLink, catalog: Ca
 
 
 def test_the_task_of_a_dead_lane_is_known_though_its_successor_speaks_first() -> None:
-    """For example when the supervisor could not reach the server meanwhile, and the dead one's last report is
-    overwritten."""
+    """This happens, for example, when the supervisor could not reach the server meanwhile, and the dead lane's last
+    report is overwritten."""
     hand, lane = HandLane(lambda _: None), Supervised(Want("anisora", "anisora-0"))
     in_hand, death = InHand(task_id=TASK_ID, owner="owner-1"), Death("signal 9", 100, datetime.now(UTC), again_at_s=0.0)
     lane.granted, hand.pid = hand, 100
@@ -250,7 +250,7 @@ async def record_of(link: NatsLink) -> GenerationTask:
 async def test_a_lane_that_leaves_for_the_quota_learns_why_and_its_last_report_is_withdrawn(
     link: NatsLink, catalog: Catalog, tmp_path: Path
 ) -> None:
-    """Also if the supervisor leaves before the lane does; a lane that leaves with its supervisor gets no reason."""
+    """This holds even if the supervisor leaves before the lane. A lane that leaves with it gets no reason."""
     file = tmp_path / "quota.json"
     file.write_text('{"max_lanes": {}}')
     provider = HandProvider()
@@ -271,7 +271,8 @@ async def test_a_lane_that_leaves_for_the_quota_learns_why_and_its_last_report_i
 async def test_a_denial_of_the_provider_is_reported_and_the_lane_requested_again(
     link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider's own quota is reported as quota. When the quota file changes, the lane is requested again at once."""
+    """The supervisor reports a provider's own quota as quota. When the quota file changes, it requests the lane again
+    at once."""
     file = tmp_path / "quota.json"
     file.write_text('{"max_lanes": {}}')
     provider = HandProvider()
@@ -316,7 +317,7 @@ async def test_a_lane_that_drains_is_waited_for_but_not_in_a_hurry(link: NatsLin
 async def test_a_process_that_is_stopped_while_it_is_being_started(tmp_path: Path) -> None:
     process = Process("sleeper", ["sleep", "600"], log_file=tmp_path / "log", on_death=lambda *_: None)
     running = asyncio.create_task(process.run())
-    await asyncio.sleep(0)  # it is forked, and nobody has its handle yet
+    await asyncio.sleep(0)  # the process is forked, but its handle is not known yet
     assert process.pid is None
     await process.stop(within_s=60)
     async with asyncio.timeout(60):

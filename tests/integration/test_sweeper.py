@@ -1,4 +1,4 @@
-"""Deadlines on a real server, with a real gateway and short windows: whatever stops working, a task ends."""
+"""Deadlines on a real server, with a real gateway and short windows: a task ends, whatever else fails."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -54,7 +54,8 @@ async def second_gateway(system: System, tmp_path: Path) -> AsyncIterator[Gatewa
 
 
 async def test_a_lost_worker_costs_one_attempt_then_the_task(system: System) -> None:
-    """Invariants 1 and 3: requeued once at the next epoch, then failed/worker_lost; never forgotten."""
+    """Invariants 1 and 3: a gateway requeues the task once at the next epoch, then fails it as worker_lost. It never
+    forgets the task."""
     task = await system.submit()
     await system.claim(task["id"], lease_s=LEASE_S)
     requeued = await system.becomes(task["id"], TaskStatus.PENDING, epoch=1)
@@ -71,13 +72,13 @@ async def test_a_lost_worker_costs_one_attempt_then_the_task(system: System) -> 
 
 
 async def test_a_live_lease_is_left_alone(system: System) -> None:
-    """Its end comes, but the owner has renewed it meanwhile: nothing moves."""
+    """The lease's old end comes, but the owner has renewed the lease meanwhile: nothing moves."""
     task = await system.submit()
     claimed = await system.claim(task["id"], lease_s=LEASE_S)
     current, revision = await system.record(task["id"])
     renewed = replace(current, lease_expires_at=datetime.now(UTC) + timedelta(seconds=60))
     revision = await system.link.entries.update(TASKS, task["id"], encode_task(renewed), revision=revision)
-    # one whose lease ends later is lost, so that the end of this one has come, too
+    # a task whose lease ends later is lost, so the old end of this one has passed, too
     other = await system.submit()
     lost = await system.claim(other["id"], lease_s=LEASE_S)
     assert (lost.lease_expires_at or NOW) > (claimed.lease_expires_at or NOW)
@@ -86,7 +87,7 @@ async def test_a_live_lease_is_left_alone(system: System) -> None:
 
 
 async def test_an_overdue_lane_task_is_rerouted_once(system: System, second_gateway: GatewayProcess) -> None:
-    """FR-021 c, with two gateways: moved once, and no message stays behind; then the wait limit ends it."""
+    """FR-021 c, with two gateways: the task is moved once, and no message stays behind. Then the wait limit ends it."""
     tasks = [(await system.post()).json() for _ in range(5)]
     for task in tasks:
         failed = await system.becomes(task["id"], TaskStatus.FAILED, epoch=1)
@@ -108,7 +109,7 @@ async def test_an_overdue_lane_task_is_rerouted_once(system: System, second_gate
 
 
 async def test_a_rerouted_task_is_taken_by_the_degraded_worker(system: System) -> None:
-    """The worker gets its image too, which only a refusal removes."""
+    """The worker gets the task's image too, which only a refusal removes."""
     task = await system.submit(image=IMAGE)
     await system.becomes(task["id"], TaskStatus.PENDING, epoch=1)
 
@@ -128,7 +129,7 @@ async def test_a_rerouted_task_is_taken_by_the_degraded_worker(system: System) -
 
 
 async def test_a_reroute_that_was_cut_short_is_completed(system: System) -> None:
-    """A gateway died after it had moved the record and before it published."""
+    """A gateway died after it had moved the record, and before it published the message."""
     task = await system.submit()
     current, revision = await system.record(task["id"])
     assert current.decision is not None
@@ -142,7 +143,7 @@ async def test_a_reroute_that_was_cut_short_is_completed(system: System) -> None
 
 
 async def test_a_reroute_into_a_full_queue_ends_queue_overloaded(system: System) -> None:
-    """10077 is final for it: its caller was answered `202` long ago, so the code stands in the task (ADR 0008)."""
+    """10077 is final for the task: its caller got `202` long ago, so the task carries the code (ADR 0008)."""
     task = await system.submit(image=IMAGE)
     await system.fill()
     failed = await system.becomes(task["id"], TaskStatus.FAILED, epoch=1)
@@ -157,7 +158,7 @@ async def test_a_reroute_into_a_full_queue_ends_queue_overloaded(system: System)
 
 
 async def test_a_requeue_goes_where_there_is_room_now(system: System) -> None:
-    """FR-020 is asked anew: the lane is gone, so the degraded worker gets the second attempt."""
+    """FR-020 is decided again: the lane is gone, so the degraded worker gets the second attempt."""
     task = await system.submit()
     await system.lane_is(LaneState.DRAINING)
     await system.claim(task["id"], lease_s=LEASE_S)
@@ -177,7 +178,7 @@ async def test_a_requeue_into_a_full_queue_ends_worker_lost(system: System) -> N
 
 
 async def test_a_task_that_nobody_takes_ends_queue_overloaded(system: System) -> None:
-    """After a 202 the code moves into the task (ADR 0008); its image goes, and its key may be used again."""
+    """After a 202 the code moves into the task (ADR 0008). Its image is removed, and its key may be used again."""
     await system.lane_is(LaneState.DRAINING)
     task = await system.submit(image=IMAGE, **{"idempotency-key": "patient"})
     assert (task["route"], task["status"]) == ("degraded", "pending")
@@ -195,7 +196,7 @@ async def test_a_task_that_nobody_takes_ends_queue_overloaded(system: System) ->
 
 
 async def test_a_held_request_that_nobody_takes_is_503(system: System) -> None:
-    """FR-018: the answer names the limit and when to come back; the record says the same (SC-008)."""
+    """FR-018: the answer names the limit and when to retry. The record says the same (SC-008)."""
     await system.lane_is(LaneState.DRAINING)
     answers = await asyncio.gather(*(system.post(image=IMAGE) for _ in range(3)))
     for answer in answers:
@@ -231,7 +232,7 @@ async def test_a_held_request_whose_server_is_away_is_503_with_an_unknown_outcom
 
 
 async def test_a_requeue_that_was_cut_short_is_completed(system: System) -> None:
-    """A gateway died after it had moved the record and before it published: another one does, 2 s later."""
+    """A gateway died after it had moved the record, and before it published: another one publishes 2 s later."""
     task = await system.submit()
     await system.claim(task["id"])
     current, revision = await system.record(task["id"])
@@ -246,7 +247,7 @@ async def test_a_requeue_that_was_cut_short_is_completed(system: System) -> None
 
 
 async def test_a_look_that_came_to_nothing_is_repeated(system: System, catalog: Catalog) -> None:
-    """Here the queue is missing for a while, and the requeue still arrives."""
+    """Here the queue's stream is missing for a while, and the requeue still arrives."""
     task = await system.submit()
     await system.claim(task["id"], lease_s=LEASE_S)
     await js_of(system.link).delete_stream(lane_stream("anisora"))
@@ -261,7 +262,7 @@ async def test_a_look_that_came_to_nothing_is_repeated(system: System, catalog: 
 
     async def published() -> bool:
         await report_lane(system.link, "anisora", LaneState.WARM)
-        # on the lane, or on the degraded queue where the wait was over before the lane's queue was back
+        # on the lane, or on the degraded queue if the wait was over before the lane's queue was back
         both = [*await system.messages("lane", task["id"]), *await system.messages("degraded", task["id"])]
         return any(message.epoch >= 1 for message in both)
 
@@ -293,7 +294,7 @@ async def test_a_gateway_that_leaves_answers_those_who_wait(system: System) -> N
         lines = stream.aiter_lines()
         async for line in lines:
             if line.startswith("id: "):
-                break  # it is being served, and the long-poll came before it
+                break  # the stream is being served, and the long-poll came before it
         await asyncio.to_thread(system.gateway.stop)
         rest = [line async for line in lines]
     assert "event: task" in rest
@@ -302,7 +303,7 @@ async def test_a_gateway_that_leaves_answers_those_who_wait(system: System) -> N
 
 
 async def test_a_gateway_that_starts_finds_what_was_left(system: System) -> None:
-    """None lived when the deadlines came: one task was moved and not published, one waited, one lost its worker."""
+    """No gateway lived when the deadlines came: one task was moved and not published, one waited, one lost a worker."""
     moved, waits, runs = [await system.submit() for _ in range(3)]
     await system.claim(moved["id"], lease_s=60)
     await system.claim(runs["id"], lease_s=0.1)
@@ -323,7 +324,7 @@ async def test_a_gateway_that_starts_finds_what_was_left(system: System) -> None
 
 
 async def test_a_gateway_whose_watch_cannot_follow_says_so(system: System, catalog: Catalog) -> None:
-    """It looks at nothing then, and is not ready."""
+    """The gateway then looks at no task, and is not ready."""
     await js_of(system.link).delete_stream(bucket_stream(TASKS))
 
     async def troubles() -> list[str]:

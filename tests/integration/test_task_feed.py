@@ -1,4 +1,4 @@
-"""`GET /tasks/events` over real HTTP: one stream for a page, across whatever becomes of the gateway."""
+"""`GET /tasks/events` over real HTTP: one stream for a page, whatever happens to the gateway."""
 
 import asyncio
 import contextlib
@@ -51,14 +51,14 @@ class Page:
         return self._unread.pop(0)
 
     async def until(self, name: str, **fields: Any) -> dict[str, Any]:
-        """The next event *name* with *fields*; what comes before it is passed over."""
+        """The next event *name* with *fields*; earlier events are skipped."""
         while True:
             found, data = await self.next()
             if found == name and fields.items() <= data.items():
                 return data
 
     async def until_it_is_at(self, revision: int) -> None:
-        """Reads on until a client that comes back is sent nothing of *revision* any more."""
+        """Reads on until a client that reconnects would not get *revision* again."""
         while int(self.last_id or 0) < revision:
             async with asyncio.timeout(BOUND_S):
                 piece = await anext(self._pieces)
@@ -74,7 +74,7 @@ class Page:
 
 @contextlib.asynccontextmanager
 async def page(http: httpx.AsyncClient, last_id: str | None = None, **query: Any) -> AsyncIterator[Page]:
-    """A stream that is open; its event `open` is still to be read."""
+    """An open stream, whose event `open` is not read yet."""
     headers = {} if last_id is None else {"last-event-id": last_id}
     async with http.stream("GET", "/tasks/events", params=query, headers=headers) as stream:
         assert stream.status_code == 200, await stream.aread()
@@ -84,7 +84,7 @@ async def page(http: httpx.AsyncClient, last_id: str | None = None, **query: Any
 
 
 async def wait(link: NatsLink, model: str = "anisora", caller: str = ANONYMOUS) -> str:
-    """A task that waits for a lane, recorded by hand; its id. No gateway has anything to do for it."""
+    """Records by hand a task that waits for a lane; returns its id. No gateway has anything to do for it."""
     now = datetime.now(UTC)
     task = pending_task(
         str(uuid.uuid4()),
@@ -126,12 +126,12 @@ async def test_a_page_sees_every_task_come_and_end(bare_system: System) -> None:
         sent = await seen.until("task", id=second, status="failed")
         assert sent["error"]["code"] == "cancelled"
         third = await wait(link)
-        await seen.until("task", id=third)  # by then the watch has brought what the gateway wrote itself
+        await seen.until("task", id=third)  # by then the watch has brought the gateway's own writes
         last_id = seen.last_id
     async with page(http, last_id) as again:
         assert await again.next() == ("open", {"resumed": True})
         fourth = await wait(link)
-        # nothing from before is sent once more
+        # no earlier event is sent again
         name, sent = await again.next()
         assert (name, sent["id"]) == ("task", fourth)
 
@@ -165,7 +165,7 @@ async def test_filters_say_what_left(bare_system: System) -> None:
 
 
 async def test_no_end_is_lost_when_the_gateway_is_killed(bare_system: System) -> None:
-    """A task ends while no gateway lives, and another one after it came back; a page that comes back hears of both."""
+    """One task ends while no gateway lives, and another after it came back. A page that reconnects hears of both."""
     gateway, link, http = bare_system.gateway, bare_system.link, bare_system.http
     before, after = [await wait(link) for _ in range(2)]
     async with page(http) as seen:
@@ -196,7 +196,7 @@ async def test_an_end_that_was_seen_does_not_come_again(bare_system: System) -> 
         await http.delete(f"/tasks/{task_id}")
         assert (await seen.until("task", id=task_id, status="failed"))["error"]["code"] == "cancelled"
         _, revision = await bare_system.record(task_id)
-        await seen.until_it_is_at(revision)  # told by a comment: nothing else happens
+        await seen.until_it_is_at(revision)  # a comment on the stream says so: nothing else happens
         gateway.kill()
         with contextlib.suppress(httpx.TransportError):
             assert await seen.rest() == []
@@ -209,7 +209,7 @@ async def test_an_end_that_was_seen_does_not_come_again(bare_system: System) -> 
 
 
 async def test_a_client_of_one_task_hears_its_end_once_whatever_becomes_of_the_gateway(bare_system: System) -> None:
-    """It comes back as a browser does, with the last id that it has, until it is sent away. The gateway is killed
+    """The client reconnects as a browser does, with its last id, until the gateway ends that. The gateway is killed
     twice: before the task ends, which happens while no gateway lives, and right after the client heard of the end."""
     gateway, link, http = bare_system.gateway, bare_system.link, bare_system.http
     task_id = await wait(link)
@@ -281,7 +281,7 @@ async def test_a_stream_ends_when_it_was_asked_to_and_its_head_does_not_open_it(
 
 
 async def test_a_page_sees_its_callers_tasks_and_those_of_nobody_else(bare_system: System) -> None:
-    """And nothing more once its key is revoked. From here on the gateway is closed."""
+    """Once its key is revoked, a page sees nothing more. From here on the gateway is closed."""
     now, link = datetime.now(UTC), bare_system.link
     keys = {
         name: await add(link, name, (*scopes,), now=now)
@@ -304,7 +304,7 @@ async def test_a_page_sees_its_callers_tasks_and_those_of_nobody_else(bare_syste
 
         await eventually(lambda: answers("operator", 200))
         assert refused(await bare_system.http.get("/tasks/events"), 401, "unauthorized")
-        bare_system.http.headers["authorization"] = f"Bearer {keys['operator'].text}"  # for what the fixture does
+        bare_system.http.headers["authorization"] = f"Bearer {keys['operator'].text}"  # for the fixture's own requests
         pages = {name: await stack.enter_async_context(page(client)) for name, client in clients.items()}
         for seen in pages.values():
             await seen.until("open")
@@ -313,7 +313,7 @@ async def test_a_page_sees_its_callers_tasks_and_those_of_nobody_else(bare_syste
             found, sent = await pages[name].next()
             assert (found, sent["id"]) == ("task", tasks[name])
             assert (await pages["operator"].until("task", id=tasks[name]))["status"] == "pending"
-        # an id of somebody else's stream leads to nothing of theirs
+        # an id from another caller's stream shows none of that caller's tasks
         async with page(clients["bob"], pages["alice"].last_id) as again:
             await again.until("open")
             await clients["alice"].delete(f"/tasks/{tasks['alice']}")

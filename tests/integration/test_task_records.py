@@ -1,4 +1,4 @@
-"""`TaskRecords.move` on a real nats-server: another process may be faster, and its write is never lost."""
+"""`TaskRecords.move` on a real nats-server: if another process is faster, its write is not lost."""
 
 import contextlib
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def promised(task: GenerationTask, _: int) -> GenerationTask | None:
 async def test_a_move_that_lost_a_race_reads_the_record_again(link: NatsLink) -> None:
     records, task = TaskRecords(link), replace(pending_task(), promised=False)
     first = await records.create(task.id, task)
-    second = await records.update(task.id, replace(task, attempt=1), revision=first)  # which our caller has not seen
+    second = await records.update(task.id, replace(task, attempt=1), revision=first)  # our caller has not seen it
     refused: list[int] = []
 
     @contextlib.contextmanager

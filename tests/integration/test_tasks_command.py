@@ -1,4 +1,4 @@
-"""`warmlane tasks` against a gateway that answers as scripted; a real one is asked in `tests/e2e/test_docs.py`."""
+"""`warmlane tasks` against a gateway that answers as scripted; `tests/e2e/test_docs.py` uses a real one."""
 
 import json
 from collections.abc import Iterator
@@ -122,7 +122,7 @@ def test_a_task_that_runs_is_shown_with_the_time_left(gateway: ScriptedGateway) 
     gateway.script = [Answer(200, running)]
     assert "  progress  step 3 of 8, about 12 s left\n" in tasks(gateway, "show", ID).stdout
     gateway.script = [Answer(200, {**running, "progress": {"step": 3, "steps": 8}})]
-    assert "  progress  step 3 of 8\n" in tasks(gateway, "show", ID).stdout  # of a gateway of an earlier version
+    assert "  progress  step 3 of 8\n" in tasks(gateway, "show", ID).stdout  # from a gateway of an earlier version
 
 
 def test_tasks_are_forgotten_and_what_was_gone_before_is_fine(gateway: ScriptedGateway) -> None:

@@ -50,7 +50,7 @@ def with_a_third_model(folder: Path) -> Path:
 
 
 def image(*, seed: int) -> str:
-    """A data URI of noise. Plain colours are all the same to the tiny VAE, which divides by what a frame holds."""
+    """A data URI of noise. To the tiny VAE, which normalises a frame, all plain colours are the same."""
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
@@ -67,7 +67,7 @@ def start_lane(gateway: GatewayProcess, settings: Path) -> subprocess.Popen[byte
 
 @pytest.fixture
 async def system(tmp_path: Path) -> AsyncIterator[System]:
-    """A gateway of three models, and one real lane, of the third."""
+    """A gateway of three models, and one real lane, which is the third model's."""
     path = with_a_third_model(tmp_path)
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
@@ -87,7 +87,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
 async def test_a_third_model_has_its_stream_its_lane_and_its_limits(system: System) -> None:
     http = system.http
 
-    # where its requests go before its lane is warm, and what operators see of it
+    # where the model's requests go before its lane is warm, and what operators see of the model
     model = (await http.get("/admin/lanes")).json()["models"][-1]
     assert (model["model"], model["wanted"]) == (MODEL, 1)
     queues = [queue["stream"] for queue in (await http.get("/admin/queue")).json()["queues"]]
@@ -95,7 +95,7 @@ async def test_a_third_model_has_its_stream_its_lane_and_its_limits(system: Syst
     assert (await js_of(system.link).stream_info("LANE_LANTERN")).config.subjects == ["lane.lantern.*"]
     assert (await http.get("/admin/lanes/lantern-1/mode")).json()["mode"] == "auto"
 
-    # its limits: in the settings, in the description of the API, and applied
+    # its limits: the settings and the API's description show them, and the gateway applies them
     shown = {each["name"]: each for each in (await http.get("/settings")).json()["models"]}
     assert shown[MODEL]["constraints"]["steps"]["fixed"] == 3
     assert shown[MODEL]["modes"] == ["text-to-video", "image-to-video"]

@@ -1,4 +1,4 @@
-"""Spans and metrics as an OTLP/HTTP collector receives them from real workers, and what is not sent (design §11).
+"""Spans and metrics as an OTLP/HTTP collector gets them from real workers, and what workers do not send (design §11).
 
 The traces of whole tasks, through every process, are in `tests/e2e/test_observe.py`.
 """
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("forks")
 ROOT = Path(__file__).parents[2]
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT_ID = "00f067aa0ba902b7"
-# Exports while a task runs, and not only at the end.
+# Makes a worker export while a task runs, and not only at the end.
 OFTEN = {"OTEL_METRIC_EXPORT_INTERVAL": "50", "OTEL_BSP_SCHEDULE_DELAY": "10"}
 
 
@@ -56,7 +56,7 @@ async def test_a_swap_is_in_the_trace_of_the_request(
         async with httpx.AsyncClient() as http:
             text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
             probes = [(await http.get(f"http://127.0.0.1:{port}/{name}")).json() for name in ("livez", "readyz")]
-        assert worker.stop() == 0  # what is still to be sent is sent then
+        assert worker.stop() == 0  # it then sends what it has not sent yet
     finally:
         worker.kill()
     assert probes == [{"ready": True, "state": "leads", "reason": ""}] * 2
@@ -164,9 +164,9 @@ with exporting("test", instance="test"):
 
 
 def test_the_end_of_an_attempt_is_sent_at_once(collector: Collector) -> None:
-    """The spans below it are sent too: a worker that is killed then leaves no span without its parent (ADR 0036)."""
+    """The spans below it are sent too: a worker that is then killed leaves no span without its parent (ADR 0036)."""
     environment = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"}
-    environment |= {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # so long the others may wait
+    environment |= {"OTEL_BSP_SCHEDULE_DELAY": "600000"}  # the others may wait this long
     command = [sys.executable, "-c", ATTEMPTED]
     process = subprocess.Popen(command, cwd=ROOT, env=clean_environment() | environment, stdin=subprocess.PIPE)
     try:

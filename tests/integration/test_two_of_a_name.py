@@ -35,7 +35,7 @@ def lane(server: NatsServer, data_dir: Path) -> subprocess.CompletedProcess[str]
 async def test_a_second_lane_of_a_name_is_refused_and_changes_nothing(
     beside: str, link: NatsLink, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    # of the other folder, only the entry says it
+    # with another folder, only the entry in KV shows the first lane
     held_in, started_in = tmp_path / "a", tmp_path / ("a" if beside == "the same folder" else "b")
     async with holding_name(held_in, NAME):
         revision = await link.entries.put(LANES, KEY, heartbeat(os.getpid(), process_started_at()))
@@ -54,7 +54,7 @@ async def test_a_second_lane_of_a_name_is_refused_and_changes_nothing(
 async def test_a_second_lane_of_a_slot_is_refused_and_changes_nothing(
     link: NatsLink, nats_server: NatsServer, tmp_path: Path
 ) -> None:
-    """At once, and not after it has waited for the card; it is no cold start that failed."""
+    """The lane is refused at once, and not after a wait for the card. It does not count as a failed cold start."""
     async with holding_slot(tmp_path, "cpu-5", "phr00t-0"):
         result = await asyncio.to_thread(lane, nats_server, tmp_path)
         assert result.returncode == 1
@@ -70,7 +70,7 @@ async def test_a_process_of_that_name_on_another_machine_is_noticed(link: NatsLi
     far = (1 << 22) + 1, datetime.now(UTC)  # no process here has such a pid
     await link.entries.put(LANES, KEY, heartbeat(*far))
     asking = asyncio.create_task(require_nobody(link, KEY, NAME, None, silent_s=60))
-    while not asking.done():  # it beats, as lanes do
+    while not asking.done():  # the first lane sends heartbeats
         await link.entries.put(LANES, KEY, heartbeat(*far))
     with pytest.raises(NameHeld, match=f"process {far[0]} on another machine"):
         await asking
@@ -80,4 +80,4 @@ async def test_a_process_that_is_gone_is_not_waited_for(link: NatsLink) -> None:
     far = (1 << 22) + 1, datetime.now(UTC)
     await link.entries.put(LANES, KEY, heartbeat(*far))
     await require_nobody(link, KEY, NAME, NameHolder(*far), silent_s=600)
-    await require_nobody(link, KEY, NAME, None, silent_s=0.3)  # and a stranger for so long
+    await require_nobody(link, KEY, NAME, None, silent_s=0.3)  # on another machine, silence counts

@@ -1,4 +1,4 @@
-"""A lane whose card does not report its memory: what the lane reports meanwhile, and that nobody has to lift
+"""A lane whose card does not report its memory: what the lane reports meanwhile, and that no operator has to lift
 anything."""
 
 from collections.abc import Iterator

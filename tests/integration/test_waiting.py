@@ -1,4 +1,4 @@
-"""Whoever comes before nats-server, `warmlane provision` or the first key waits for it, and needs no second start."""
+"""A process that starts before nats-server, `warmlane provision` or the first key waits, and needs no restart."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ from tests.kit.warm_cli import Forked
 
 
 class WaitingGateway:
-    """`warmlane gateway`, from its start on."""
+    """`warmlane gateway`, from its start on, even before it is ready."""
 
     def __init__(self, server: NatsServer, folder: Path, *more: str) -> None:
         self.log_file = folder / "gateway.log"

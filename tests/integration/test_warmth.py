@@ -1,4 +1,4 @@
-"""When a lane gives up its warm pipeline, and when it does not: lanes of this process, with real pipeline hosts."""
+"""When a lane gives up its warm pipeline, and when it does not: lanes in this process, with real pipeline hosts."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +32,7 @@ NEVER = Warmth(recycle_after_tasks=0, recycle_residue_bytes=0, evict_idle_s=0)
 
 
 class Lanes:
-    """Up to two lanes of one model, that start with the warmth that is asked for."""
+    """Up to two lanes of one model, which start with the wanted warmth."""
 
     def __init__(self, link: NatsLink, catalog: Catalog, folder: Path, forks: SharedForkServer) -> None:
         self.link = link
@@ -53,11 +53,11 @@ class Lanes:
         return self._lanes
 
     async def run(self, prompt: str = "a red fox") -> GenerationTask:
-        """A task that was done."""
+        """Places a task, and returns it when it is done."""
         return await becomes(self.link, await self.place(prompt), TaskStatus.DONE)
 
     async def fail(self, prompt: str) -> None:
-        """Returns when a task has ended as `inference_failed`."""
+        """Places a task; returns when it has ended as `inference_failed`."""
         failed = await becomes(self.link, await self.place(prompt), TaskStatus.FAILED)
         assert failed.error is not None
         assert failed.error.code is FailureCode.INFERENCE_FAILED
@@ -83,7 +83,7 @@ async def lanes(link: NatsLink, catalog: Catalog, tmp_path: Path) -> AsyncIterat
 
 
 async def unloaded(link: NatsLink, lane: Lane) -> None:
-    """Returns when its slot is empty: until then it takes what was sent before the eviction was known."""
+    """Returns when the lane's slot is empty: until then it takes tasks that were sent before the eviction was known."""
 
     async def empty() -> bool:
         slot = await shown(link, lane.slot)
@@ -102,7 +102,7 @@ async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fr
     assert lane.host == first
     assert [task.swap for task in tasks] == [None, None]
 
-    waiting = [await lanes.place() for _ in range(3)]  # the third task of the pipeline is not its last: others wait
+    waiting = [await lanes.place() for _ in range(3)]  # the pipeline's third task is not its last: others wait
     tasks = [await becomes(lanes.link, task, TaskStatus.DONE) for task in waiting]
     assert [task.swap for task in tasks] == [None, None, None]
     heartbeat = await lane.becomes(LaneState.LOADING)
@@ -120,13 +120,13 @@ async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fr
     assert LaneState.UNHEALTHY not in states.states(lane.name)
     starts = ColdStarts()
     await starts.start(lanes.link)
-    (start,) = starts.newest_first()  # a recycle is not one
+    (start,) = starts.newest_first()  # a recycle is no cold start
     assert start.seconds is not None
 
 
 async def test_residue_is_counted_from_the_warm_up_also_in_a_host_that_had_none(lanes: Lanes) -> None:
-    """A task that ran out of memory made the lane reload. Counted from what a load holds, the next large task would
-    look like a leak."""
+    """A task that ran out of memory made the lane reload. If the lane counted from the memory after the load, the next
+    large task would look like a leak."""
     (lane,) = await lanes.start(NEVER)
     keeping = lane._worker._keeping
     loaded, clean = keeping.loaded, keeping.clean
@@ -140,7 +140,7 @@ async def test_residue_is_counted_from_the_warm_up_also_in_a_host_that_had_none(
 
 
 async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though each has seen the other one warm; and one of them looks again only when the other one has decided."""
+    """This holds although each has seen the other one warm. One of them looks again only when the other has decided."""
     states = StateLog()
     await states.start(lanes.link)
     looks = {"phr00t-0": 0, "phr00t-1": 0}
@@ -157,7 +157,7 @@ async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, mo
     async def slow_look(keeping: Keeping) -> Others:
         if looks[keeping._worker] == 0:
             seen = await look(keeping)
-            looks[keeping._worker] = 1  # not before it has seen: the other one goes on at once
+            looks[keeping._worker] = 1  # only after its look: the other one goes on at once
             await eventually(both_have_looked)
             return seen
         looks[keeping._worker] += 1
@@ -175,7 +175,7 @@ async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, mo
 
     async def both_recycled() -> bool:
         for lane in both:
-            await lane.becomes(LaneState.WARM)  # a lane that serves alone would be worn out twice over
+            await lane.becomes(LaneState.WARM)  # a lane that serves alone would wear out twice
         if all(lane.host != hosts[lane.name] for lane in both):
             return True
         await lanes.run()
@@ -187,7 +187,7 @@ async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, mo
 
 
 async def test_an_idle_lane_unloads_and_is_warm_again_on_demand(lanes: Lanes) -> None:
-    """Its process, its host and its slot stay; what takes the time is timed as a start of its own."""
+    """Its process, its host and its slot stay. Its reload is timed as a start of its own."""
     starts = ColdStarts()
     await starts.start(lanes.link)
     (lane,) = await lanes.start(replace(NEVER, evict_idle_s=1))
@@ -225,7 +225,7 @@ class Served(System):
     """A system whose gateway has real workers."""
 
     async def run(self, model: str) -> GenerationTask:
-        """A request for *model*, held until it was taken; the task, when it is done."""
+        """Sends a request for *model*, which is held until a worker takes it; returns the task when it is done."""
         answer = await self.post(model)
         assert answer.status_code == 202, answer.text
 
@@ -243,7 +243,7 @@ class Served(System):
 async def degraded_worker(
     link: NatsLink, catalog: Catalog, folder: Path, forks: SharedForkServer
 ) -> AsyncIterator[str]:
-    """It leads, in this process; its name."""
+    """A degraded worker that leads, in this process; yields its name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(degraded_module, "ForkServer", lambda: forks)
         worker = DegradedWorker(setup_of(link, catalog, folder, "cpu-9", name="degraded-0"))
@@ -251,22 +251,22 @@ async def degraded_worker(
         yield "degraded-0"
 
 
-FAILS = "raise a shape"  # nothing that is known to break a process
+FAILS = "raise a shape"  # not an error that is known to break a process
 
 
 async def test_tasks_that_fail_in_a_row_renew_the_host_then_the_lane_rests_until_it_has_tried_itself(
     lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever they fail with (ADR 0026)."""
+    """The kind of failure does not matter (ADR 0026)."""
     monkeypatch.setattr(streak, "REST_FIRST_S", 1.0)
     (lane,) = await lanes.start(replace(NEVER, renew_after_failures=2))
     first = lane.host
     states = StateLog()
     await states.start(lanes.link)
     await lanes.fail(FAILS)
-    await lanes.run()  # one that is done: nothing is in a row any more
+    await lanes.run()  # a task that is done: the row is broken
     await lanes.fail(FAILS)
-    invalid = await lanes.place("x", num_frames=10_000)  # a client's mistake says nothing of the lane
+    invalid = await lanes.place("x", num_frames=10_000)  # a client's mistake says nothing about the lane
     assert (await becomes(lanes.link, invalid, TaskStatus.FAILED)).error is not None
     assert lane.host == first
     await lanes.fail(FAILS)
@@ -282,7 +282,7 @@ async def test_tasks_that_fail_in_a_row_renew_the_host_then_the_lane_rests_until
     waiting = await lanes.place()
     await becomes(lanes.link, waiting, TaskStatus.DONE)
     assert lane.host == second, "what has just run is not loaded anew"
-    await lanes.fail(FAILS)  # that one task was done clears it of all
+    await lanes.fail(FAILS)  # the one task that was done has cleared all failures
     await lane.becomes(LaneState.WARM)
     seen = states.states(lane.name)
     rest = seen.index(LaneState.UNHEALTHY)
@@ -293,13 +293,13 @@ async def test_tasks_that_fail_in_a_row_renew_the_host_then_the_lane_rests_until
 async def test_a_degraded_worker_begins_anew_when_tasks_fail_in_a_row(
     link: NatsLink, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only a standby could replace it: it gives the leadership back, and takes it again if nobody else does."""
+    """Only a standby could replace it: it gives the leadership back, and takes it again if no standby does."""
     monkeypatch.setattr(streak, "REST_FIRST_S", 1.0)
     forks = SharedForkServer()
     catalog = replace(catalog, warmth=replace(NEVER, renew_after_failures=2))
     lock = lock_path(tmp_path / "locks", "cpu-9")
     async with degraded_worker(link, catalog, tmp_path, forks) as name:
-        hosts: list[int] = []  # that ran each of the tasks
+        hosts: list[int] = []  # the host that ran each of the tasks
         for number in range(3):
             task = task_of("phr00t", number)
             bad = replace(task, parameters=replace(task.parameters, prompt=FAILS))
@@ -355,7 +355,7 @@ async def test_a_request_for_an_evicted_lane_is_served_elsewhere_and_the_next_on
             async def has_loaded() -> bool:
                 return states.states(lane.name)[:3] == [LaneState.EVICTED, LaneState.LOADING, LaneState.WARM]
 
-            await eventually(has_loaded)  # nobody else asks for it; by now it may have unloaded again
+            await eventually(has_loaded)  # no other request needs it; by now it may have unloaded again
 
             async def warm() -> GenerationTask | None:
                 task = await system.run("phr00t")

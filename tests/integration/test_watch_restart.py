@@ -22,7 +22,7 @@ HEALTH_S, GRACE_S = 3.0, 4.0
 
 @pytest.fixture
 async def system(tmp_path: Path) -> AsyncIterator[System]:
-    """A gateway that gives lanes up after a short silence, and waits a little longer after it was cut off itself."""
+    """A gateway that gives lanes up after a short silence, and waits a little longer after it was itself cut off."""
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
     settings = settings_file(tmp_path, health_timeout_s=HEALTH_S, heartbeat_s=1.0, reconnect_grace_s=GRACE_S)
@@ -55,7 +55,7 @@ async def test_switches_and_lanes_are_seen_again_while_requests_flow(system: Sys
         while True:
             response = await system.post(prefer="respond-async")
             routes.append(response.json()["route"] if response.status_code == 202 else str(response.status_code))
-            await asyncio.sleep(0.01)  # a steady load, not a pause to wait for something
+            await asyncio.sleep(0.01)  # makes a steady load, and waits for nothing
 
     flowing = [asyncio.create_task(load()) for _ in range(3)]
     try:
@@ -111,7 +111,7 @@ async def test_lanes_are_not_lost_because_the_gateway_was_cut_off(system: System
     assert (answer["fired"]["rule"], answer["agrees"]) == (2, True)
     assert answer["decision"]["judged_at"] is not None
 
-    # nothing more is heard of the lane: when the grace period is over, it is lost
+    # the lane reports nothing more: when the grace period is over, it is lost
     async def lost() -> bool:
         lanes = (await system.http.get("/admin/lanes")).json()
         return bool(lanes["judged_at"] == lanes["now"] and lanes["models"][0]["route"]["rule"] == 4)

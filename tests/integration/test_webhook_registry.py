@@ -1,4 +1,4 @@
-"""How many endpoints a caller may have, however many gateways it asks."""
+"""How many endpoints a caller may have, however many gateways it uses."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -21,12 +21,12 @@ URL = "http://127.0.0.1:9/hook"
 
 
 def registry_on(link: NatsLink) -> Registry:
-    """Of a gateway that has seen nothing of what is registered."""
+    """The registry of a gateway that has seen none of the registered endpoints."""
     return Registry(link, EndpointBoard(), Sealer(Fernet.generate_key().decode()))
 
 
 async def add(registry: Registry, caller: str = "alice") -> WebhookEndpoint | None:
-    """The new endpoint; None where there are too many."""
+    """Registers an endpoint, and returns it; None where there are too many."""
     try:
         return (await registry.add(caller, URL, (), now=datetime.now(UTC)))[0]
     except TooManyEndpoints:
@@ -39,7 +39,8 @@ async def registered(link: NatsLink, caller: str = "alice") -> set[str]:
 
 
 async def test_a_gateway_that_is_behind_registers_none_too_many(link: NatsLink) -> None:
-    """A caller's secrets for the addresses of its requests are no endpoint, and neither are those of others."""
+    """A caller's secrets for the addresses in its requests do not count as endpoints, and other callers' endpoints do
+    not count either."""
     await registry_on(link).for_requests("alice", now=datetime.now(UTC))
     await add(registry_on(link), "bob")
     made = [await add(registry_on(link)) for _ in range(ENDPOINTS_PER_CALLER_MAX + 2)]
@@ -51,7 +52,7 @@ async def test_a_gateway_that_is_behind_registers_none_too_many(link: NatsLink) 
 
 
 async def test_gateways_that_register_at_once_have_none_too_many_together(link: NatsLink) -> None:
-    """Each endpoint that somebody was answered with stays, and no other one does."""
+    """Each endpoint that a client got in an answer stays, and no other one does."""
     before = [await add(registry_on(link)) for _ in range(ENDPOINTS_PER_CALLER_MAX - 3)]
     at_once = await asyncio.gather(*(add(registry_on(link)) for _ in range(8)))
     answered = {each.id for each in (*before, *at_once) if each is not None}

@@ -1,4 +1,4 @@
-"""One attempt against hostile receivers: real HTTP servers, real TLS, and a real name server that changes its mind."""
+"""One attempt against hostile receivers: real HTTP servers, real TLS, and a real DNS server whose answers change."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from tests.kit.support import BOUND_S, free_port
 
 HEADERS = {"webhook-id": "x", "content-type": "application/json"}
 LOOPBACK = allowing([ip_network("127.0.0.0/8")])
-# Nobody is there, and nothing may go there: a network for documentation.
+# No host is there, and no request may go there: a network for documentation.
 FORBIDDEN = "203.0.113.7"
 
 
@@ -39,14 +39,14 @@ async def sending(
 
 
 async def test_the_address_that_was_judged_is_the_one_that_is_called_whatever_the_name_says_next() -> None:
-    """DNS rebinding: the name leads to an allowed address when it is judged, and elsewhere a moment later."""
+    """DNS rebinding: the name leads to an allowed address when the gateway judges it, and elsewhere a moment later."""
     names = NameServer(["127.0.0.1"], [FORBIDDEN])
     async with receiving() as receiver, names.serving() as resolve, sending(resolve=resolve) as sender:
         url = f"http://receiver.test:{receiver.port}/hook"
         first = await sender.send(url, HEADERS, "{}")
         assert first.status == 204
         assert receiver.received[0].headers["host"] == f"receiver.test:{receiver.port}"
-        # the name has changed: it is judged anew, and nothing is sent
+        # the name has changed: the gateway judges it again, and sends nothing
         second = await sender.send(url, HEADERS, "{}")
         assert second.status is None
         assert FORBIDDEN in second.error
@@ -96,8 +96,8 @@ async def test_where_a_redirect_leads_is_not_even_read(location: str) -> None:
 
 
 async def test_what_a_receiver_leaves_is_brought_to_no_other_at_its_address() -> None:
-    """Receivers of several callers share an address, behind a provider's front: a cookie of one is not sent to another,
-    nor to itself."""
+    """Receivers of several callers may share an address, behind a provider's front. The gateway sends a receiver's
+    cookie neither to another receiver nor back to itself."""
     async with receiving(answering(204, set_cookie="session=of-one; Path=/")) as receiver, sending() as sender:
         for host in ("127.0.0.1", "localhost", "127.0.0.1"):
             assert (await sender.send(f"http://{host}:{receiver.port}/", HEADERS, "{}")).status == 204
@@ -128,7 +128,7 @@ async def test_an_answer_without_end_is_not_read() -> None:
 
 
 async def test_a_body_that_comes_byte_by_byte_is_not_waited_for() -> None:
-    """However long it says that it is: the sender ends the connection."""
+    """Whatever length it declares, the sender ends the connection."""
     ended = asyncio.Event()
 
     async def answer(_: object, writer: asyncio.StreamWriter) -> None:
@@ -155,7 +155,7 @@ async def test_whoever_never_answers_has_failed() -> None:
 
 
 async def dripped(writer: asyncio.StreamWriter, piece: bytes) -> None:
-    """Writes *piece* again and again, slowly, until nobody reads it any more."""
+    """Writes *piece* again and again, slowly, until the other side stops reading."""
     with contextlib.suppress(ConnectionError):
         while not writer.is_closing():
             writer.write(piece)
@@ -169,7 +169,7 @@ async def dripped(writer: asyncio.StreamWriter, piece: bytes) -> None:
     ids=["heads", "status", "header"],
 )
 async def test_whoever_drips_has_failed_when_the_time_is_over(first: bytes, piece: bytes) -> None:
-    """Each piece comes soon after the one before: the attempt as a whole has its time."""
+    """Each piece comes soon after the last one, but the attempt as a whole has a time limit."""
 
     async def answer(_: object, writer: asyncio.StreamWriter) -> None:
         writer.write(first)
@@ -200,7 +200,7 @@ async def test_the_certificate_is_that_of_the_name_and_not_of_the_address() -> N
             other = await sender.send(f"https://other.test:{receiver.port}/", HEADERS, "{}")
             assert other.status is None
             assert "certificate" in other.error.lower()
-        async with sending(resolve=resolve) as sender:  # an authority that nobody knows
+        async with sending(resolve=resolve) as sender:  # an unknown authority
             assert (await sender.send(f"https://receiver.test:{receiver.port}/", HEADERS, "{}")).status is None
     assert [each.headers["host"] for each in receiver.received] == [f"receiver.test:{receiver.port}"]
 

@@ -1,4 +1,4 @@
-"""Webhooks of a real gateway: registered, signed, delivered, tried again, given up and delivered anew."""
+"""Webhooks of a real gateway: registered, signed, delivered, retried, given up and redelivered."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -55,7 +55,7 @@ async def test_a_request_names_an_address_of_its_own(system: System, receiver: R
         "url": receiver.url,
         "events": ["task.done"],
     }
-    # one that is registered signs with its own secret, and is told once
+    # a registered endpoint has its own secret, and gets the event once
     _, own = await register(system, receiver.url, "task.done")
     again = await run(system, webhook={"url": receiver.url, "events": ["task.done"]})
     (came,) = await receiver.gets(again, "task.done")
@@ -68,7 +68,7 @@ async def test_an_address_of_a_request_is_told_once_whatever_is_registered_or_re
     system: System, receiver: Receiver
 ) -> None:
     async def told() -> str:
-        """A task whose request names the address; what is made of those before it is made by then."""
+        """Runs a task whose request names the address; by its end all earlier deliveries are made."""
         task_id = await run(system, webhook={"url": receiver.url, "events": ["task.done"]})
         await receiver.gets(task_id, "task.done")
         return task_id
@@ -81,7 +81,7 @@ async def test_an_address_of_a_request_is_told_once_whatever_is_registered_or_re
     await register(system, receiver.url, "task.done")
     ids.append(await told())
     system.gateway.kill()
-    await asyncio.to_thread(system.gateway.start, *OPTIONS)  # it looks at every record anew
+    await asyncio.to_thread(system.gateway.start, *OPTIONS)  # it looks at every record again
     ids.append(await told())
     made = [each["task_id"] for each in await deliveries(system)]
     assert [made.count(each) for each in ids] == [1] * len(ids)
@@ -155,7 +155,7 @@ async def test_a_receiver_that_is_gone_is_disabled_and_a_good_test_enables_it(sy
 
         await eventually(enabled)
         await receiver.gets(await run(system), "task.done")
-        # what is dead comes back when it is asked for
+        # a dead delivery comes back on request
         again = await system.http.post(f"/webhooks/deliveries/{came.id}/redeliver")
         assert again.json()["status"] == "pending"
         await delivery(system, came.id, "delivered", attempts=1)
@@ -243,7 +243,7 @@ async def test_a_removed_endpoint_gets_nothing_more(system: System) -> None:
 
 
 async def test_what_is_far_off_to_a_removed_endpoint_is_given_up_now(system: System) -> None:
-    """Also where a gateway takes over that did not hear of it."""
+    """This holds even if a gateway takes over that did not hear of the removal."""
     async with receiving(answering(503, retry_after="3600")) as receiver:
         for has_gateway in (True, False):
             endpoint, _ = await register(system, receiver.url, "task.done")
@@ -263,7 +263,7 @@ async def test_what_is_far_off_to_a_removed_endpoint_is_given_up_now(system: Sys
 
 
 async def test_a_delivery_that_was_lost_on_the_way_is_made_from_the_record(system: System, receiver: Receiver) -> None:
-    """Nothing says that a delivery is missing but the record itself, to the gateway that takes over."""
+    """Only the record shows the gateway that takes over that a delivery is missing."""
     await register(system, receiver.url, "task.done")
     task_id = await run(system)
     (came,) = await receiver.gets(task_id, "task.done")
@@ -271,7 +271,7 @@ async def test_a_delivery_that_was_lost_on_the_way_is_made_from_the_record(syste
     entry = await system.link.entries.get(DELIVERIES, came.id)
     assert entry is not None
     system.gateway.kill()
-    # what a gateway that dies between the end of a task and its delivery leaves behind
+    # the state that a gateway leaves if it dies between the end of a task and its delivery
     await system.link.streams.manager.purge_stream("KV_deliveries", subject=f"$KV.deliveries.{came.id}")
     await asyncio.to_thread(system.gateway.start, *OPTIONS)
 

@@ -1,4 +1,4 @@
-"""`warmlane webhooks` against a real gateway, and the receivers of docs/use/webhooks.md as they are printed."""
+"""`warmlane webhooks` against a real gateway, and the receivers of docs/use/webhooks.md as printed."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ BODY = '{"type":"task.done","timestamp":"2026-03-01T12:00:04Z","data":{"id":"t1"
 
 
 async def warmlane(system: System, *words: str) -> Result:
-    """`warmlane webhooks` *words*; the receiver of this process answers meanwhile."""
+    """Runs `warmlane webhooks` *words*; the receiver of this process can answer meanwhile."""
     arguments = [*words, "--url", system.gateway.url]
     return await asyncio.to_thread(CliRunner().invoke, command, arguments, env={"WARMLANE_API_KEY": ""})
 
@@ -50,7 +50,7 @@ async def test_an_endpoint_from_its_registration_to_its_end(system: System) -> N
         await delivery(system, came.id, "delivered")
         shown = json.loads((await warmlane(system, "deliveries", "--endpoint", endpoint, "--json")).stdout)
         assert [(each["id"], each["status"]) for each in shown["deliveries"]] == [(came.id, "delivered")]
-        # whole, however narrow the terminal: it is copied into `redeliver`
+        # the whole id, however narrow the terminal: users copy it into `redeliver`
         assert (await warmlane(system, "deliveries")).output.splitlines()[0].startswith(f"{came.id}  delivered")
         again = await warmlane(system, "redeliver", came.id)
         assert (again.exit_code, again.output) == (0, f"again in line: {came.id}\n")

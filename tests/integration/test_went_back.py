@@ -1,4 +1,4 @@
-"""nats-server loses what it stored last, or a bucket is made again: a gateway answers nothing from memory that the
+"""nats-server loses what it stored last, or a bucket is made again: a gateway then answers nothing from memory that the
 server does not have, and sees everything that is written afterwards."""
 
 import asyncio
@@ -37,7 +37,7 @@ def by(presented: Presented) -> dict[str, str]:
 
 @pytest.fixture
 async def system(tmp_path: Path) -> AsyncIterator[System]:
-    """A gateway whose lanes are heard of long enough, and which only keys open."""
+    """A gateway that trusts its lanes' reports for long enough, and requires keys."""
     async with fresh_system(tmp_path, settings_file(tmp_path)) as system:
         yield system
 
@@ -69,7 +69,7 @@ async def when_back(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 class Tail:
-    """What is written before and after the copy."""
+    """What the test writes before and after the copy."""
 
     def __init__(self, system: System) -> None:
         self.system, self.link, self.http = system, system.link, system.http
@@ -131,16 +131,16 @@ async def test_a_power_cut_that_lost_a_tail(system: System, tmp_path: Path) -> N
     await eventually(is_followed)
     await asyncio.to_thread(nats.lose_tail, tmp_path / "copy")
 
-    # who waits for what is gone is answered so
+    # a client that waits for a lost task gets 404
     assert (await asyncio.wait_for(waiting, 30)).status_code == 404
     await asyncio.wait_for(following, 30)
     await gets(system, f"/tasks/{tail.lost}", tail.operator, 404)
-    # what stands on the server again is what is answered, and what moves there is seen
+    # the gateway answers what the server has again, and sees what moves there
     answer = await gets(system, f"/tasks/{tail.ended}", tail.operator, 200)
     assert (answer.json()["status"], "age" in answer.headers) == ("pending", False)
     listed = (await system.http.get("/tasks", headers=by(tail.operator))).json()["tasks"]
     assert [task["id"] for task in listed] == [tail.ended]
-    await when_back(lambda: system.record(tail.ended))  # the connection of the test, which the gateway's may precede
+    await when_back(lambda: system.record(tail.ended))  # the gateway's connection may be back before the test's
     claimed = await system.claim(tail.ended)
     assert claimed.status is TaskStatus.PROCESSING
 
@@ -149,12 +149,12 @@ async def test_a_power_cut_that_lost_a_tail(system: System, tmp_path: Path) -> N
         return bool(got.json()["status"] == "processing")
 
     await eventually(is_processing)
-    # the key of a task that was lost makes it again: a record and a message
+    # the key of a lost task makes it again: a record and a message
     assert await tail.submit("lost") == tail.lost
     record, _ = await system.record(tail.lost)
     assert record.status is TaskStatus.PENDING
     assert len(await system.messages("lane", tail.lost)) == 1
-    # a key that is revoked now is revoked, one that is made now counts, and the switch is what the server has
+    # revoking a key works, a new key counts, and the switch is what the server has
     await when_back(lambda: revoke(system.link, tail.leaked.id, now=datetime.now(UTC)))
     await gets(system, "/tasks", tail.leaked, 401)
     await gets(system, "/tasks", await make_key(system.link, "new"), 200)
@@ -167,7 +167,7 @@ async def test_a_power_cut_that_lost_a_tail(system: System, tmp_path: Path) -> N
 
 
 async def test_buckets_that_were_made_anew(system: System) -> None:
-    """`nats stream rm` and `warmlane provision`, while the connection stands."""
+    """`nats stream rm` and `warmlane provision`, while the connection stays up."""
     tail = Tail(system)
     await tail.write_what_stays()
     for bucket in (TASKS, KEYS):

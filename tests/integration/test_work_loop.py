@@ -1,4 +1,4 @@
-"""claim → run → settle against a real server: who wins, what is published, what is left behind (design §4)."""
+"""claim → run → settle against a real server: which worker wins, what it publishes, what is left behind (design §4)."""
 
 import asyncio
 import contextlib
@@ -77,7 +77,7 @@ async def test_the_message_makes_the_record_where_the_gateway_was_slower(link: N
 async def test_two_workers_and_a_message_that_comes_twice(
     link: NatsLink, worker: Worker, windows: Windows, tmp_path: Path
 ) -> None:
-    """Invariant 3: one of them runs it."""
+    """Invariant 3: one of the workers runs the task."""
     other = Worker(link, windows, tmp_path, "two")
     task = fresh_task()
     await link.entries.create(TASKS, task.id, encode_task(task))
@@ -175,14 +175,14 @@ async def cancel(link: NatsLink, task_id: str) -> None:
     for _ in range(10):
         current, revision = await recorded(link, task_id)
         cancelled = lifecycle.fail(current, code=FailureCode.CANCELLED, message="", now=datetime.now(UTC))
-        with contextlib.suppress(WrongRevision):  # the worker renewed meanwhile: look again
+        with contextlib.suppress(WrongRevision):  # the worker renewed the lease meanwhile: read again
             await link.entries.update(TASKS, task_id, encode_task(cancelled), revision=revision)
             return
     raise AssertionError("never got in between two renewals")
 
 
 async def test_a_worker_that_lost_its_task_publishes_nothing(link: NatsLink, worker: Worker) -> None:
-    """Fencing: the task went back to the queue while the worker was silent; its late result is thrown away."""
+    """Fencing: the task went back to the queue while the worker was silent. The worker discards its late result."""
     task = fresh_task()
     await queue(link, task)
     await worker.runner.started.wait()
@@ -211,7 +211,8 @@ def task_with_image() -> GenerationTask:
 async def test_the_image_may_come_long_after_the_message(
     link: NatsLink, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The gateway publishes first and stores then, and a store may be slow: the worker waits under its lease."""
+    """The gateway first publishes the message and then stores the image, and a store may be slow: the worker waits
+    under its lease."""
     looks, get = 0, Artifacts.get
 
     async def counted(artifacts: Artifacts, path: str) -> bytes | None:
@@ -223,7 +224,7 @@ async def test_the_image_may_come_long_after_the_message(
     task = task_with_image()
     assert task.image_path is not None
     await queue(link, task)
-    await eventually(lambda: asyncio.sleep(0, looks >= 9))  # 2.7 s; it once gave up after 2
+    await eventually(lambda: asyncio.sleep(0, looks >= 9))  # 2.7 s; the worker once gave up after 2
     assert (await becomes(link, task.id, TaskStatus.PROCESSING)).lease_expires_at is not None
     assert not worker.runner.started.is_set()
     await Artifacts.in_folder(worker.artifacts).put(task.image_path, b"png")
@@ -263,7 +264,7 @@ async def test_an_image_that_never_comes(link: NatsLink, windows: Windows, tmp_p
 
 
 async def test_a_refused_task_leaves_no_image_behind(link: NatsLink, worker: Worker) -> None:
-    """It waited too long on the degraded queue: it is not run, and what came with it is gone (invariant 6)."""
+    """The task waited too long on the degraded queue: the worker does not run it, and its image goes (invariant 6)."""
     task = replace(task_with_image(), route="degraded", deadline_at=datetime.now(UTC))
     assert task.image_path is not None
     await Artifacts.in_folder(worker.artifacts).put(task.image_path, b"png")
@@ -289,7 +290,7 @@ async def test_the_work_is_a_span_of_the_tasks_trace(
     span, waited, claim = by_name[PROCESS], by_name["queue.wait"], by_name["claim"]
     assert waited.parent is not None
     assert waited.parent.span_id == int(parent_id, 16)
-    # while its parent, the root, lasted
+    # during its parent, the root
     assert datetime.fromtimestamp(begun["queue.wait"] / 1e9, UTC) == task.queued_at
     assert begun["queue.wait"] <= begun["claim"] <= begun[PROCESS]
     assert claim.parent is not None
@@ -319,7 +320,7 @@ async def test_a_second_attempt_is_linked_to_the_first_and_its_cancel_is_recorde
     await link.entries.update(TASKS, held.id, encode_task(cancelled), revision=revision)
     await worker.idle.wait()
     (span,) = (span for span in spans.get_finished_spans() if span.name == PROCESS)
-    # the record named the span before it began: whoever finds its worker lost can end it
+    # the record named the span before it began: a process that finds the worker lost can end the span
     assert held.attempt_traceparent == traceparent_of(NonRecordingSpan(span.context))
     assert [f"{link.context.span_id:016x}" for link in span.links] == ["00f067aa0ba902b7"]
     assert (span.attributes or {})["warmlane.outcome"] == "cancelled"

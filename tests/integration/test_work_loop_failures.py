@@ -91,11 +91,11 @@ async def test_a_folder_that_is_removed_between_two_tasks_costs_nothing(link: Na
         pytest.param(GaveUp("the worker is leaving", on_purpose=True), "handed_back", id="asked-to-stop"),
         pytest.param(
             VIDEO_GONE, "lease_released", id="video-removed"
-        ),  # by one who tidies up: the store is not at fault
+        ),  # a person has removed files: the store is not at fault
     ],
 )
 async def test_giving_up_ends_the_lease_at_once(result: Result, event: str, link: NatsLink, worker: Worker) -> None:
-    """The sweeper requeues: the worker only reports that it cannot go on (ADR 0004)."""
+    """The sweeper requeues the task: the worker only reports that it cannot go on (ADR 0004)."""
     worker.runner.result = result
     worker.runner.may_end.set()
     task = fresh_task()
@@ -126,7 +126,8 @@ async def test_a_video_that_cannot_be_stored(link: NatsLink, worker: Worker) -> 
 async def test_a_bucket_that_takes_no_video(
     link: NatsLink, windows: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moto: Moto, manner: Manner
 ) -> None:
-    """The task ends, its memory clean and its lease kept until then; the next one is done once the bucket is back."""
+    """The task ends, with its memory cleaned up and its lease kept until then. The next task succeeds once the bucket
+    is back."""
     use(monkeypatch, moto.endpoint)
     for name, value in {"REQUEST_S": 0.5, "RETRIES_S": 0.5}.items():
         monkeypatch.setattr(artifact_place, name, value)

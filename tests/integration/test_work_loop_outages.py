@@ -66,7 +66,7 @@ async def test_a_result_outlives_the_server(link: NatsLink, worker: Worker, nats
 
 
 async def test_a_worker_leaves_though_its_claim_is_not_stored(link: NatsLink, worker: Worker) -> None:
-    """As on a full disk, where records are not stored. The message stays for whoever comes."""
+    """As on a full disk, where the server stores no records. The message stays for the next worker."""
     task = fresh_task()
     await link.entries.create(TASKS, task.id, encode_task(task))
     config = (await js_of(link).stream_info(bucket_stream(TASKS))).config
@@ -90,7 +90,7 @@ async def test_a_worker_leaves_though_its_claim_is_not_stored(link: NatsLink, wo
 async def test_a_worker_that_leaves_waits_for_the_server_only_so_long(
     link: NatsLink, worker: Worker, nats_server: NatsServer
 ) -> None:
-    """The result is lost then, and not the task: its lease ends, and another attempt makes it."""
+    """The result is then lost, but not the task: its lease ends, and another attempt makes the video."""
     task = fresh_task()
     await queue(link, task)
     await worker.runner.started.wait()
@@ -114,7 +114,7 @@ async def test_a_worker_that_leaves_waits_for_the_server_only_so_long(
 async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
     link: NatsLink, nats_server: NatsServer, windows: Windows
 ) -> None:
-    """A slow server may hold up both: then nothing is left to renew, and that is no error."""
+    """A slow server may hold up both. Then nothing is left to renew, and that is no error."""
     claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
     revision = await link.entries.create(TASKS, claimed.id, encode_task(claimed))
     wire = CutWire(nats_server.port)
@@ -142,7 +142,7 @@ async def test_a_renewal_that_waits_for_the_settling_ends_quietly(
 
 
 async def test_nothing_renews_a_lease_that_is_given_back(link: NatsLink, windows: Windows, tmp_path: Path) -> None:
-    """Or nobody would look at the task before the end of a lease that nobody holds."""
+    """Otherwise no gateway would look at the task before the end of a lease that no worker holds."""
     claimed = lifecycle.claim(fresh_task(), owner="one", worker="w", lease_s=2, now=datetime.now(UTC))
     revision = await link.entries.create(TASKS, claimed.id, encode_task(claimed))
     held = HeldTask(link, claimed, revision)
