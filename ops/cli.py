@@ -34,17 +34,17 @@ class CommandEntry(Struct, frozen=True):
 COMMANDS: Final[dict[str, CommandEntry]] = {
     "up": CommandEntry("ops.commands.up.command:command", "Run the whole system on this machine."),
     "submit": CommandEntry("ops.commands.submit:command", "Generate one video and save it."),
-    "tasks": CommandEntry("ops.commands.tasks:command", "List, show, cancel and download tasks."),
+    "tasks": CommandEntry("ops.commands.tasks:command", "List, show, cancel, download and forget tasks."),
     "resubmit": CommandEntry("ops.commands.resubmit:command", "Submit the request of a failed task again."),
     "demo": CommandEntry(
         "ops.commands.demo.command:command", "Alternate the models, save every video, judge the result."
     ),
     "doctor": CommandEntry(
-        "ops.commands.doctor.command:command", "Report what this machine has, and what to do about the rest."
+        "ops.commands.doctor.command:command", "Report what this machine has, what it lacks, and what to do."
     ),
     "nats-server": CommandEntry("ops.commands.nats_server:command", "Run the nats-server of `warmlane up` by itself."),
     "provision": CommandEntry(
-        "ops.commands.provision:command", "Make the nats-server hold streams, consumers and buckets."
+        "ops.commands.provision:command", "Create or update streams, consumers and buckets in NATS."
     ),
     "backup": CommandEntry("ops.commands.backup.command:backup_command", "Save every stream and bucket into a folder."),
     "restore": CommandEntry("ops.commands.backup.command:restore_command", "Bring back what `warmlane backup` saved."),

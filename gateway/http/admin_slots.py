@@ -35,8 +35,8 @@ async def lift_quarantine(
     """The slot's worker loads on it again at once. The answer is the slot as it was, with the reason for the quarantine
     in `detail`.
 
-    First find out what holds the card's memory, and end it: otherwise the next release is not proven either. This does
-    the same as `warmlane slots lift`.
+    First find the process that holds the card's memory (`nvidia-smi`), and end it. Otherwise the next release cannot
+    be proven either. `warmlane slots lift` does the same.
     """
     if not is_token(slot):
         raise ProblemError("slot_not_found", "no slot has such a name; GET /admin/lanes lists them")

@@ -45,8 +45,8 @@ links_option = option_or_variable(
     "links_last_s",
     envvar="WARMLANE_DOWNLOAD_LINKS",
     type=Duration(),
-    help="Answer a download with 302 and a presigned link to the bucket of --artifacts, which is good for so long: the "
-    "file does not pass through the gateway then. [default: off]",
+    help="Answer a download with 302 and a presigned link to the bucket of --artifacts, which is good for this long: "
+    "the file does not pass through the gateway then. [default: off]",
 )
 
 

@@ -62,7 +62,7 @@ webhooks_allow_option = option_or_variable(
     type=NetworkType(),
     multiple=True,
     help="Deliver webhooks to this address or network too (127.0.0.0/8 is the loopback), and not only to the public "
-    "internet; there plain http is allowed as well. May be repeated; the variable separates several by blanks or "
+    "internet; plain http is allowed to these addresses. May be repeated; the variable separates several by blanks or "
     "commas. [default: none]",
 )
 
@@ -126,7 +126,7 @@ def behind_options(function: Callable[..., Any]) -> Callable[..., Any]:
         envvar="WARMLANE_ALLOWED_HOSTS",
         type=HostName(),
         multiple=True,
-        help="As long as there is no API key: a name beside localhost by which anybody may call, as in "
+        help="While there is no API key: a name besides localhost under which anybody may call, as in "
         "video.example.org. May be repeated; the variable separates several by blanks or commas. "
         "[default: none]",
     )

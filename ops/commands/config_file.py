@@ -211,7 +211,7 @@ class ConfigOption(click.Option):
             is_eager=True,
             expose_value=False,
             show_envvar=True,
-            help="A file (TOML) of options by their names; an option or a variable counts before it.",
+            help="A file (TOML) of options by their names; an option or a variable takes precedence over it.",
         )
         self._part, self._command, self._command_of = part, command, command_of
 

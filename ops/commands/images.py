@@ -70,8 +70,8 @@ def image_options(function: Callable[..., Any]) -> Callable[..., Any]:
         type=ImageHostType(),
         multiple=True,
         help="Fetch the image that a request names by its URL from this host, as in images.example.com, *.example.com, "
-        "or * for every host of the public internet. A network, as in 10.1.0.0/16, allows addresses in it, there also "
-        "by plain http. May be repeated; the variable separates several by blanks or commas. [default: none]",
+        "or * for every host of the public internet. A network, as in 10.1.0.0/16, allows addresses in it, also by "
+        "plain http. May be repeated; the variable separates several by blanks or commas. [default: none]",
     )
     @option_or_variable(
         "--images-keep",

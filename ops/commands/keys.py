@@ -118,7 +118,8 @@ def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
     type=click.IntRange(1, BURST_MAX_S),
     default=DEFAULT_BURST_S,
     show_default=True,
-    help="Seconds over which its requests are counted: it may make up at once for a pause of that length.",
+    help="Seconds over which its requests are counted: after a pause of that length, CALLER may send the "
+    "missed requests at once.",
 )
 @click.option(
     "--highest-priority",
@@ -180,7 +181,7 @@ def add_command(
 
     presented = on_nats(nats, make, name="keys", shown=(NotProvisioned, NoSuchKey))
     click.echo(
-        f"key {presented.id} for {caller} ({', '.join(scopes)}) counts from now on. "
+        f"key {presented.id} for {caller} ({', '.join(scopes)}) is in force from now on. "
         "Keep what follows: it is stored nowhere and cannot be shown again.",
         err=True,
     )

@@ -123,14 +123,14 @@ step_seconds_option = option_or_variable(
     envvar="WARMLANE_STEP_SECONDS",
     type=click.FloatRange(0, 3600),
     default=0.0,
-    help="Make every inference step of a tiny pipeline take so long, to imitate a real card.",
+    help="Make every inference step of a tiny pipeline take this long, to imitate a real card.",
 )
 load_seconds_option = option_or_variable(
     "--load-seconds",
     envvar="WARMLANE_LOAD_SECONDS",
     type=click.FloatRange(0, 3600),
     default=0.0,
-    help="Make every load of a tiny pipeline take so long at least, to imitate a real card.",
+    help="Make every load of a tiny pipeline take at least this long, to imitate a real card.",
 )
 degraded_order_option = option_or_variable(
     "--degraded-order",
@@ -202,7 +202,7 @@ _metrics_host_option = option_or_variable(
     envvar=METRICS_LISTEN[1],
     type=HostType(),
     default="127.0.0.1",
-    help="Address on which /metrics is served, to whoever asks.",
+    help="Address on which /metrics is served, to anyone who asks.",
 )
 slot_option = option_or_variable(
     "--slot",

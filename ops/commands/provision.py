@@ -54,7 +54,7 @@ def command(
     first_key: Path | None,
     check: bool,
 ) -> None:
-    """Make the nats-server hold Warmlane's streams, consumers and buckets.
+    """Create or update Warmlane's streams, consumers and buckets on the nats-server.
 
     It also removes what only an earlier version needed, once no process of that version uses it.
     """

@@ -123,7 +123,7 @@ def resubmit(client: CommandClient, task_id: str, image: Path | None, out: Path 
     "--wait/--no-wait",
     default=True,
     show_default=True,
-    help="Follow the new task and save its video, as `warmlane submit` does; or print its id and leave it.",
+    help="Follow the new task and save its video, as `warmlane submit` does; or print its ID and exit.",
 )
 @out_option
 @gateway_options

@@ -38,10 +38,10 @@ def require_writable(out: Path | None) -> None:
     """
     folder = Path() if out is None else out if out.is_dir() else out.parent
     if not folder.is_dir():
-        what = f"{folder} is a file and no folder" if folder.exists() else f"there is no folder {folder}"
+        what = f"{folder} is a file, not a folder" if folder.exists() else f"there is no folder {folder}"
         raise click.BadParameter(what, param_hint="--out")
     if out is not None and out.exists() and not out.is_dir() and not out.is_file():
-        raise click.BadParameter(f"{out} is there and no file that could be replaced", param_hint="--out")
+        raise click.BadParameter(f"{out} exists and is not a file that can be replaced", param_hint="--out")
     probe = _part(folder / "video.mp4" if out is None or out.is_dir() else out)
     try:
         with probe.open("xb") as file:

@@ -108,7 +108,7 @@ def _lane(lane: LaneView, now: datetime) -> tuple[str, ...]:
 
 def _warnings(status: Status) -> Iterator[RenderableType]:
     if status.queue.leader is None:
-        yield Text("no degraded worker leads: what has no lane waits for one", style="yellow")
+        yield Text("no degraded worker leads: requests without a lane wait for one", style="yellow")
     if status.lanes.judged_at < status.lanes.now:
         yield Text("this gateway was cut off from the queue just now: lanes are judged as before that", style="yellow")
     for ignored in status.lanes.ignored_control:

@@ -268,8 +268,8 @@ retry_option = click.option(
     "--retry",
     "retry_s",
     type=Duration(),
-    help="Where the system has no room, or is away for a moment (503), try again when it says so, for so long in all, "
-    "as in 30s or 10m. [default: not at all]",
+    help="Where the system has no room, or is away for a moment (503), try again when it says so, for this long in "
+    "all, as in 30s or 10m. [default: not at all]",
 )
 
 

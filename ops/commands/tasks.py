@@ -26,7 +26,7 @@ STATUSES: Final = ("pending", "processing", "done", "failed")
 # The most tasks that a gateway returns at once.
 PAGE: Final = 100
 CANCELLED: Final = "cancelled"
-_WITH_LABEL: Final = "Only tasks with this label; of several, repeated, those with all of them."
+_WITH_LABEL: Final = "Only tasks with this label; repeat it for tasks that have all of several labels."
 _EXAMPLE: Final = "01a2075b-3fa3-767e-89f5-d9efa4b99853"
 
 
@@ -52,7 +52,7 @@ def command() -> None:
     "statuses",
     type=click.Choice(STATUSES),
     multiple=True,
-    help="Only tasks of this status; several are repeated.",
+    help="Only tasks of this status; may be repeated.",
 )
 @click.option("--model", help="Only tasks of this model, a name or an alias.")
 @click.option("--label", "labels", multiple=True, callback=labels_given, metavar="KEY:VALUE", help=_WITH_LABEL)
@@ -99,7 +99,7 @@ def list_command(
     for each in found:
         click.echo(fitted(line_of(msgspec.convert(each, lenient(TaskView), strict=False))))
     if not found:
-        click.echo("no task is like that" if asked else "no task", err=True)
+        click.echo("no task matches" if asked else "no task", err=True)
     if following is not None:
         click.echo(f"there are more: --all, a larger --limit, or --cursor {following}", err=True)
 

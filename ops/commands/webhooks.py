@@ -44,7 +44,7 @@ def command() -> None:
     "events",
     type=click.Choice([event.value for event in WebhookEvent]),
     multiple=True,
-    help="What to be told of. May be repeated. [default: task.claimed, task.done and task.failed]",
+    help="Which events to be notified of. May be repeated. [default: task.claimed, task.done and task.failed]",
 )
 @_json_option
 @gateway_options
@@ -108,7 +108,7 @@ def test_command(ctx: click.Context, /, endpoint: str, as_json: bool, gateway: G
     type=Duration(),
     default=f"{OVERLAP_S / 3_600:g}h",
     show_default=True,
-    help=f"How long the secrets before it sign as well; at most {OVERLAP_MAX_S / 86_400:g} days.",
+    help=f"How long the earlier secrets sign as well; at most {OVERLAP_MAX_S / 86_400:g} days.",
 )
 @_json_option
 @gateway_options
@@ -168,7 +168,7 @@ def deliveries_command(status: str | None, endpoint: str | None, limit: int, as_
     for each in page.deliveries:
         click.echo(line_of(each))
     if not page.deliveries:
-        click.echo("no delivery" if status is endpoint is None else "no delivery is like that", err=True)
+        click.echo("no delivery" if status is endpoint is None else "no delivery matches", err=True)
     if page.more:
         click.echo("there are more: a larger --limit shows them", err=True)
 
@@ -179,7 +179,7 @@ def deliveries_command(status: str | None, endpoint: str | None, limit: int, as_
     "  warmlane webhooks redeliver --dead   (after a receiver was away for days)",
 )
 @click.argument("deliveries", metavar="[ID]...", nargs=-1)
-@click.option("--dead", "all_dead", is_flag=True, help="All that were given up, 1000 at most.")
+@click.option("--dead", "all_dead", is_flag=True, help="All dead deliveries, 1000 at most.")
 @click.option("--endpoint", metavar="ID", help="With --dead: only those to this endpoint.")
 @gateway_options
 @click.pass_context
@@ -204,7 +204,7 @@ def redeliver_command(
                 click.echo(f"{delivery}: {error.message}", err=True)
                 failed = True
             else:
-                click.echo(f"again in line: {delivery}")
+                click.echo(f"queued again: {delivery}")
     if not deliveries:
         click.echo("no delivery is dead", err=True)
     ctx.exit(1 if failed else 0)

@@ -172,7 +172,7 @@ def test_the_first_day_works_with_other_ports_names_and_locales(tmp_path: Path) 
     assert f"{up.url}/tasks/" in task
     assert "it had ended already: done" in ended
     assert "Invalid value for 'PROMPT': not UTF-8 at character 2" in misspelt
-    assert "again.mp4 is a file and no folder" in unsaved
+    assert "again.mp4 is a file, not a folder" in unsaved
     assert "running: `warmlane up`" in doctor
     for text in (*outputs, up.output.read_text(errors="replace")):
         assert "Traceback" not in text

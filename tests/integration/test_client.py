@@ -338,8 +338,8 @@ def test_something_else_than_a_gateway_is_recognised(gateway: ScriptedGateway, t
     ("arguments", "text"),
     [
         (["--out", "/no/such/folder/fox.mp4"], "there is no folder /no/such/folder"),
-        (["--out", f"{__file__}/fox.mp4"], "is a file and no folder"),
-        (["--out", "/dev/null"], "is there and no file that could be replaced"),
+        (["--out", f"{__file__}/fox.mp4"], "is a file, not a folder"),
+        (["--out", "/dev/null"], "exists and is not a file that can be replaced"),
         (["--out", "/proc/fox.mp4"], "/proc/fox.mp4 cannot be written"),
         (["--out", "x" * 255], "cannot be written: File name too long"),
         (["--image", __file__], "neither PNG, JPEG nor WebP"),

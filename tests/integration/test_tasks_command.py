@@ -95,7 +95,7 @@ def test_a_list_is_asked_for_by_labels_statuses_and_time(gateway: ScriptedGatewa
     gateway.script = [page()]
     wanted = ["--label", "project:spring", "--label", "shot:7", "--status", "done", "--status", "failed"]
     result = tasks(gateway, "list", *wanted, "--created-after", "2026-05-01T12:00:00+02:00", "--limit", "1")
-    assert (result.exit_code, result.stderr) == (0, "no task is like that\n")
+    assert (result.exit_code, result.stderr) == (0, "no task matches\n")
     assert asked(gateway) == [
         {
             "label": ["project:spring", "shot:7"],
@@ -139,7 +139,7 @@ def test_tasks_are_forgotten_and_what_was_gone_before_is_fine(gateway: ScriptedG
 def test_an_empty_list_is_no_failure(gateway: ScriptedGateway) -> None:
     gateway.script = [page()]
     result = tasks(gateway, "list", "--status", "done")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no task is like that\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "no task matches\n")
 
 
 def test_a_task_is_shown_with_why_it_failed_and_where_it_is(gateway: ScriptedGateway) -> None:

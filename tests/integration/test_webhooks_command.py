@@ -53,7 +53,7 @@ async def test_an_endpoint_from_its_registration_to_its_end(system: System) -> N
         # the whole id, however narrow the terminal: users copy it into `redeliver`
         assert (await warmlane(system, "deliveries")).output.splitlines()[0].startswith(f"{came.id}  delivered")
         again = await warmlane(system, "redeliver", came.id)
-        assert (again.exit_code, again.output) == (0, f"again in line: {came.id}\n")
+        assert (again.exit_code, again.output) == (0, f"queued again: {came.id}\n")
         rotated = await warmlane(system, "rotate", endpoint)
         assert rotated.stdout.strip() not in ("", secret)
         assert (await warmlane(system, "secret")).stdout.startswith("whsec_")

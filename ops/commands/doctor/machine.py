@@ -44,7 +44,7 @@ def look(data_dir: Path, port: int, nats_port: int, server: NatsAccess, *, profi
         there = survey()
         yield judge_gpus(there.gpus, torch_version, there.undivided, hidden=there.hidden, broken=there.broken)
     except AmbiguousOrder as error:
-        yield Finding(what="GPUs", level="note", found="which are meant is not clear", advice=str(error))
+        yield Finding(what="GPUs", level="note", found="it is not clear which cards are meant", advice=str(error))
     except DriverUnusable as error:
         yield Finding(
             what="GPUs",

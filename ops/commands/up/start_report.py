@@ -73,7 +73,7 @@ class StartReport:
         if entry.is_deleted:
             if self._leader is not None:
                 self._leader = None
-                self._screen.say("[yellow]no degraded worker leads[/]: what has no lane waits")
+                self._screen.say("[yellow]no degraded worker leads[/]: requests without a lane wait")
             return
         leadership = entry.value
         if leadership is None:
