@@ -126,7 +126,7 @@ def in_bucket(place: BucketPlace) -> Artifacts:
     endpoint = endpoint_of(os.environ)
     insecure = endpoint is not None and endpoint.startswith("http://")
     if insecure and not names_loopback(urlsplit(str(endpoint)).netloc):
-        log.warning("store_without_tls", endpoint=endpoint, risk="videos and images can be read on their way")
+        log.warning("store_without_tls", endpoint=endpoint, risk="videos and images can be read in transit")
     try:
         store = S3Store(
             place.bucket,

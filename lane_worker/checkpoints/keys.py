@@ -33,7 +33,7 @@ def key_table(*names: str) -> KeyTable:
     pairs = [pair for name in names for pair in _pairs(_lines(f"{name}.txt"))]
     targets = dict(pairs)
     if not len(targets) == len(set(targets.values())) == len(pairs):
-        raise ValueError(f"a name stands twice in {', '.join(names)}")
+        raise ValueError(f"a name appears twice in {', '.join(names)}")
     return KeyTable(targets)
 
 

@@ -67,7 +67,7 @@ export const make = {
   usedWhenEmpty: "Where guidance is on, the text that is shown is used if the field is left empty.",
   priority: "Priority",
   priorityLabel: (name, allowed) => (allowed ? name : `${name} (not with your key)`),
-  priorityHelp: "What waits in a stricter class starts first.",
+  priorityHelp: "Waiting requests of a higher class start first.",
   send: "Make the video",
   sending: "Sending…",
   clear: "Start afresh",

@@ -114,7 +114,7 @@ class Stack:
             raise NoKeys
         if self._setup.tls is None and not is_loopback:
             self._screen.say(
-                "[yellow]no TLS[/]: keys and videos can be read on their way; --tls-cert and --tls-key prevent it"
+                "[yellow]no TLS[/]: keys and videos can be read in transit; --tls-cert and --tls-key prevent it"
             )
         if not keys.was_one_made:
             reached = (f"who reaches {each}" for each in self._setup.behind.allowed_hosts)

@@ -74,7 +74,7 @@ def test_every_table_says_where_it_was_read() -> None:
             assert links, file.name
             assert all(re.search(r"/blob/[0-9a-f]{40}/", link) for link in links), links
     assert all(key.startswith("text_encoders.") for key in keys_beside())
-    with pytest.raises(ValueError, match="stands twice"):
+    with pytest.raises(ValueError, match="appears twice"):
         key_table("wan_vae", "wan_vae")
     with pytest.raises(ValueError, match="is not KEY -> PARAMETER"):
         key_table("beside")
