@@ -126,7 +126,7 @@ def _caller(_: click.Context, __: click.Parameter, value: str) -> str:
     type=click.Choice([each.value for each in Priority]),
     default=Priority.INTERACTIVE.value,
     show_default=True,
-    help="The strictest class that its requests may name; those that name none get `standard`, or this if it is lower.",
+    help="The highest class that its requests may name; those that name none get `standard`, or this if it is lower.",
 )
 @click.option(
     "--max-waiting",

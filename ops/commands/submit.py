@@ -302,7 +302,7 @@ retry_option = click.option(
 @click.option(
     "--priority",
     type=click.Choice([each.value for each in Priority]),
-    help="Its class: what waits in a stricter one starts first. [default: standard, or what the API key may name]",
+    help="Its class: waiting tasks of a higher class start first. [default: standard, or what the API key may name]",
 )
 @click.option(
     "--label",
