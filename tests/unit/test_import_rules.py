@@ -37,7 +37,7 @@ def test_only_one_file_talks_to_nvml() -> None:
 
 
 def test_a_class_has_a_name_of_its_own() -> None:
-    """Whoever searches for a class finds one."""
+    """A search for a class finds one."""
     places: dict[str, list[str]] = {}
     for room in (*ROOMS, "degraded_worker", CLIENT):
         for path in (ROOT / room).rglob("*.py"):

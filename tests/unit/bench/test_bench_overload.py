@@ -46,7 +46,7 @@ def test_a_level() -> None:
         {
             "goodput": 0.5,
             "refused_percent": 60,
-            "refused_p50_ms": 4,  # the one that was held for 30 s is no refusal at once
+            "refused_p50_ms": 4,  # the request that was held for 30 s was not refused at once
             "refused_p99_ms": 4,
             "again_percent": 50,
             "early_percent": 0,

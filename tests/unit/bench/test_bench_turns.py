@@ -1,4 +1,4 @@
-"""What `tests.bench` makes of tasks that it took turns with, and of a script that fails."""
+"""The figures that `tests.bench` computes for tasks run in turns, and its report of a script that fails."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -69,6 +69,6 @@ async def test_a_script_answers_line_by_line_and_its_end_is_an_error(tmp_path: P
     )
     with script("echo", [sys.executable, "-c", code], folder=tmp_path, cores=usable_cores()) as echo:
         assert [await echo.ask(line) for line in (b"a", b"b")] == [b"aa\n", b"bb\n"]
-        for _ in range(2):  # also one that had ended before it was asked
+        for _ in range(2):  # also a task that had ended before the first poll
             with pytest.raises(NotStarted, match="echo ended with status 1: no"):
                 await echo.ask(b"x")

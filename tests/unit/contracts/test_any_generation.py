@@ -67,7 +67,7 @@ def valid_requests(profile: str, model: str) -> st.SearchStrategy[dict[str, Any]
         if name == "priority":
             values[name] = st.sampled_from([each.value for each in Priority])
             continue
-        if name == "webhook":  # whose address has tests of its own
+        if name == "webhook":  # its address has tests of its own
             values[name] = st.just({"url": "https://receiver.example/videos"})
             continue
         if name == "labels":

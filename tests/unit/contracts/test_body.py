@@ -88,8 +88,8 @@ def test_the_message_about_a_malformed_body_repeats_nothing_of_it() -> None:
         (b'{"image": "AAAA"}', 4),
         (b'{"prompt": "a fox", "image"\n:\t"AAAA", "seed": 1}', 4),
         (b'{"prompt": "\\"image\\": \\"AAAA\\""}', 0),  # quoted in a text: no image
-        (b'{"a": [{"image": "AAAA"}], "image": "AAAAAAAA"}', 4),  # of two, the first is left out
-        (b'{"image": "AAAA', 4),  # no JSON; its parser stops there too
+        (b'{"a": [{"image": "AAAA"}], "image": "AAAAAAAA"}', 4),  # of two images, the first is left out
+        (b'{"image": "AAAA', 4),  # not JSON; its parser stops there too
         (b'{"image": [1, 1, 1, 1]}', 0),
         (b'{"image": "AA\\"AA"}', 3),  # an escaped quote ends it: no data URI has one
         (b"", 0),

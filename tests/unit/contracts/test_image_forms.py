@@ -68,12 +68,12 @@ def test_an_image_that_is_only_named_is_completed_later() -> None:
     assert by_ref.image_source == ImageByReference("img_1")
     assert by_url.image_source == ImageByAddress("https://a.example/x.png")
     for request in (by_ref, by_url):
-        with pytest.raises(ValueError, match="lacks its image"):  # no task can be made of it
+        with pytest.raises(ValueError, match="lacks its image"):  # the gateway can make no task of it
             request.parameters(1)
         complete = with_image(request, ImageFile(PNG), CATALOG)
         assert (complete.image, complete.image_content) == (accepted(data_uri(PNG)).image, PNG)
         assert complete.parameters(1).image == complete.image
-        # what is repeated is the request, whatever became of its image
+        # the request is the same, whatever happened to its image
         assert complete.fingerprint == request.fingerprint
     assert len({by_ref.fingerprint, by_url.fingerprint, accepted(data_uri(PNG)).fingerprint}) == 3
 
@@ -82,7 +82,7 @@ def test_an_image_that_is_only_named_is_completed_later() -> None:
     ("image", "pointer"), [({"ref": "img_1"}, "/image/ref"), ({"url": "https://a.example/x.png"}, "/image/url")]
 )
 def test_what_was_named_and_is_no_image_is_refused_where_it_was_named(image: dict[str, str], pointer: str) -> None:
-    """As what is given up while it is fetched, however much of it came at once."""
+    """The result is the same as for an image that is given up while it is fetched, however much came at once."""
     with pytest.raises(InvalidRequest) as caught:
         with_image(accepted(image), ImageFile(b"GIF89a"), CATALOG)
     [error] = caught.value.errors

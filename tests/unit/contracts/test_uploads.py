@@ -48,12 +48,12 @@ def test_an_upload_stays_as_long_as_was_said_and_is_found_until_then(uploaded: i
     assert keep_s < until - then.timestamp() <= 2 * keep_s
     now = then + timedelta(seconds=later)
     if now < moment(until):
-        # whoever looks for it looks there, and the janitor leaves it
+        # a reader looks for it there, and the janitor leaves it
         assert until in expiries(now, keep_s)
         assert not is_over(path, now)
     else:
         assert is_over(path, now)
-        # and whoever uploads it again writes under another name
+        # and another upload of it is written under another name
         assert until not in expiries(now, keep_s)
 
 

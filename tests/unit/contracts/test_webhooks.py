@@ -54,7 +54,7 @@ def test_an_address_is_read(text: str, expected: NamedUrl, authority: str) -> No
         "https://[fe80::1%eth0]/",
         "https://[nonsense]/",
         "https://example.com/" + "a" * 2_048,
-        # what is one of a to z where case is ignored, and none
+        # a character that becomes one of a to z when case is ignored
         "http\u017f://example.com/",
         "https://example.com/\u017f",
         "https://example.com/?\u0130",

@@ -1,4 +1,4 @@
-"""What others wrote is read or refused: no bytes raise any other error, and no refusal shows their content."""
+"""Bytes of other processes are read or refused: none raise another error, and no refusal shows their content."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""What `make autoscaling` is judged by."""
+"""The verdicts of `make autoscaling`."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""The checker finds an end that nobody was told, one that was told wrongly, and one that never was."""
+"""The checker finds an end that was not delivered, one that was delivered wrongly, and one that never happened."""
 
 from datetime import UTC, datetime
 

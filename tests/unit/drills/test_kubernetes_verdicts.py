@@ -1,4 +1,4 @@
-"""What a drill on Kubernetes is judged by."""
+"""The verdicts of a drill on Kubernetes."""
 
 from typing import Any
 

@@ -80,7 +80,7 @@ def test_a_gateway_on_the_loopback_is_open_until_the_first_key_and_never_again()
     keys.on_key(entry(SUBMIT))
     assert not keys.is_open
     assert keys.caller([]) is None
-    assert not keys.still_counts(ANYBODY)  # a caller that was let in before gets nothing any more
+    assert not keys.still_counts(ANYBODY)  # a caller that was let in before is refused now
     assert known(keys, BY_SUBMITTER)
     keys.on_key(entry(replace(SUBMIT, revoked_at=NOW), revision=2))
     assert not known(keys, BY_SUBMITTER)
@@ -103,7 +103,7 @@ def test_an_unreadable_key_is_logged_and_lets_nobody_in() -> None:
     assert [line["event"] for line in logged] == ["unreadable", "unreadable"]
     assert {(line["kind"], line["where"]) for line in logged} == {("api_key", SUBMIT.id), ("api_key", ADMIN.id)}
     assert [known(keys, BY[name]) for name in ("submit", "read", "admin")] == [False, True, False]
-    # nor does one alone leave a gateway open
+    # a gateway with such an entry alone is not open either
     alone = KeyBoard(opens_without_keys=True)
     alone.on_key(entry(SUBMIT, b"{}"))
     assert not alone.is_open
@@ -139,7 +139,7 @@ def test_a_caller_sees_its_own_tasks_and_admin_sees_all() -> None:
 
 
 def test_nothing_is_done_for_somebody_elses_task() -> None:
-    """Whoever reads an overdue task does what is due of it: not for those who may not know of the task."""
+    """A read of an overdue task does what is due for it, unless the reader may not know of the task."""
     task = replace(pending_task(), id=TASK_ID, caller="alice", deadline_at=NOW)
     looked = []
 

@@ -140,7 +140,7 @@ async def test_refusals_always_have_a_line_and_others_where_it_is_asked_for(
 
 
 async def test_a_probe_takes_no_line_from_the_caller_at_its_address() -> None:
-    """A gateway that waits is asked every few milliseconds by whoever started it; then its first refusals count."""
+    """The process that started a waiting gateway probes it every few milliseconds; then its first refusals count."""
     log = AccessLog()
     with capture_logs() as logged:
         for path in ("/healthz", "/readyz", "/livez") * LINES_OF_CALLER_MAX:

@@ -1,4 +1,4 @@
-"""Where a gateway connects for its callers: on the public internet, and where an operator says so."""
+"""The addresses to which a gateway connects for its callers: the public internet, and those that an operator allows."""
 
 from ipaddress import ip_address, ip_network
 

@@ -1,4 +1,4 @@
-"""`If-Match` and `If-None-Match`: what a client makes its request depend on (RFC 9110 §13)."""
+"""`If-Match` and `If-None-Match`: the conditions of a request (RFC 9110 §13)."""
 
 import pytest
 from hypothesis import example, given

@@ -1,4 +1,4 @@
-"""The heap of deadlines: what is due, when, and that nothing is lost from it."""
+"""The heap of deadlines: what is due and when, and that it loses nothing."""
 
 from datetime import datetime
 
@@ -52,7 +52,7 @@ def test_a_task_that_was_moved_is_looked_at_sooner_unless_this_gateway_has_queue
     assert deadlines.is_placed(moved)
     assert due(deadlines, after(29.9)) == []
     assert due(deadlines, after(30 + SPREAD_S)) == ["moved"]
-    # at the next epoch it is somebody else's turn
+    # at the next epoch it is another gateway's turn
     again = replace(moved, epoch=2)
     assert not deadlines.is_placed(again)
     deadlines.take_in(again)
@@ -90,7 +90,7 @@ def test_who_sleeps_is_woken_for_what_is_due_sooner() -> None:
 
 
 def test_a_hundred_gateways_do_not_all_come_first() -> None:
-    """For each task another one does, and within 2 ms of it, by which time others see what it did, few come."""
+    """A different gateway is first for each task. Few follow within 2 ms, after which the others see what it did."""
     gateways = [f"gateway-{number}" for number in range(100)]
     firsts, crowds = set(), []
     for number in range(200):
@@ -108,7 +108,7 @@ def test_a_hundred_gateways_do_not_all_come_first() -> None:
     )
 )
 def test_every_live_task_is_due_some_time(steps: list[tuple[int, str, int]]) -> None:
-    """Whatever happens in whatever order: who has not ended is in the heap, and nobody else."""
+    """Whatever happens in whatever order: the heap holds the tasks that have not ended, and no others."""
     deadlines, live = Deadlines("g"), set()
     for number, what, at in steps:
         task_id = f"t{number}"

@@ -1,4 +1,4 @@
-"""The table of deadlines, row by row (design §4), and when somebody looks."""
+"""The table of deadlines, row by row (design §4), and when a gateway looks."""
 
 from datetime import datetime
 
@@ -51,7 +51,7 @@ def test_row_3_overdue(catalog: Catalog) -> None:
 
 @pytest.mark.parametrize("route", ["lane", "degraded"])
 def test_row_4_not_overdue(route: str, catalog: Catalog) -> None:
-    """Its message was queued before its record was made; where it was moved, by whoever moved it, or by nobody."""
+    """The message was queued before the record was made. After a move, the mover published it, or nobody did."""
     first, moved = pending_task(route=route), pending_task(route=route, epoch=1)
     assert decide(first, after(29.999), catalog=catalog) == Leave()
     assert look_at(first, is_placed=False) == after(30)

@@ -204,7 +204,7 @@ def test_the_place_on_the_degraded_queue(catalog: Catalog) -> None:
         QueuePlace(position=2, expected_wait_s=8.0),
         QueuePlace(position=3, expected_wait_s=18.0),
     ]
-    # the second would be taken after 8 s, but it has given up by then
+    # the second would be taken after 8 s, but its wait is over by then
     late = replace(queue[1], deadline_at=after(33))
     scene.queues.take_in(late)
     assert scene.estimates.place(queue[2], now) == QueuePlace(position=2, expected_wait_s=8.0)
@@ -329,7 +329,7 @@ def test_the_board_feeds_the_queues() -> None:
 
 
 def test_a_refused_task_names_no_image() -> None:
-    """So that the janitor removes what was stored for it."""
+    """Then the janitor removes the files that were stored for it."""
     image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=1, width=1, height=1)
     task = waiting(1)
     task = replace(task, parameters=replace(task.parameters, image=image))

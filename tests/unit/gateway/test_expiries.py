@@ -26,7 +26,7 @@ def board(*tasks: GenerationTask) -> Expiries:
 def test_a_task_is_due_when_its_time_since_its_end_is_over_and_until_it_is_gone() -> None:
     expiries = board(ended())
     assert (expiries.due(after(59.9)), expiries.is_due(TASK_ID, after(59.9))) == ([], False)
-    for _ in range(2):  # whoever could not forget it comes again
+    for _ in range(2):  # a gateway that could not forget it tries again
         assert (expiries.due(after(60)), expiries.is_due(TASK_ID, after(60))) == ([TASK_ID], True)
     expiries.forget(TASK_ID)
     expiries.forget(TASK_ID)

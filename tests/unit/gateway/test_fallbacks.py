@@ -167,7 +167,7 @@ class Scene:
     st.lists(
         st.tuples(
             st.sampled_from([None, "capacity", "quota", "manual"]),  # why requests are sent away, from then on
-            st.integers(1, 8),  # for so many quarter seconds
+            st.integers(1, 8),  # for this many quarters of a second
             st.lists(st.integers(0, 2), max_size=6),  # a request at each of these gateways
         ),
         max_size=12,

@@ -104,7 +104,7 @@ async def test_each_hears_of_what_they_follow() -> None:
         assert (await news(follow["everything"])).changes == (("b", "gone"),)
         assert (await news(follow["running"])).changes == ()
         assert (await news(follow["alice"])).changes == ()
-    gateway.watches(row("c", 6))  # nobody follows any more
+    gateway.watches(row("c", 6))  # no client follows any more
     assert gateway.feeds._feeds == {}
 
 
@@ -186,7 +186,7 @@ async def test_a_bucket_that_is_read_again_has_no_place_until_all_of_it_is_there
         assert (await news(gateway.follow(stack, since=2))).reset == "unknown"
         gateway.feeds.seen(3)
         gateway.feeds.whole()
-        # what was not sent while it was read is not known any more, but for what this gateway wrote since
+        # changes that were not sent while it was read are unknown now, except those that this gateway has written since
         assert (await news(gateway.follow(stack, since=2))).reset == "too_old"
         assert (await news(gateway.follow(stack, since=3))).changes == (("own", "task"),)
 

@@ -56,7 +56,7 @@ def test_the_60_s_rule_counts_from_the_servers_time_and_the_hosts_age(
 def test_a_denial_counts_as_long_as_somebody_repeats_it(
     state: LaneState, leaving_for: LeavingFor | None, heard_s: float, expected: str
 ) -> None:
-    """FR-021 a: its supervisor does so every few seconds; when that is gone, nobody knows."""
+    """FR-021 a: its supervisor reports it every few seconds; without a supervisor nobody knows."""
     board = board_with(heartbeat(after(-heard_s), state=state, leaving_for=leaving_for))
     assert str(board.outcome("anisora", NOW)) == expected
     assert board.route("anisora", NOW)[1].outcome == expected

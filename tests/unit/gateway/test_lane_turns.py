@@ -1,4 +1,4 @@
-"""The places of those that wait for lanes, as the lanes take them (ADR 0042)."""
+"""The places of tasks that wait for lanes, in the order in which lanes take them (ADR 0042)."""
 
 import heapq
 import random
@@ -86,7 +86,7 @@ def test_a_higher_class_stands_before_the_rest_of_a_lanes_queue(catalog: Catalog
 
 
 def test_whose_caller_had_more_of_the_lanes_stands_behind(catalog: Catalog) -> None:
-    """As the lanes remember it: every claim of a task that waited is charged to its caller."""
+    """Every claim of a task that waited is charged to its caller, as the lanes do it themselves."""
     first = replace(waiting(1, 1, route="lane"), caller="many")
     scene = Scene(catalog, served(0, 10, route="lane"), first)
     rest = [replace(waiting(number, number, route="lane"), caller="many") for number in (2, 3)]

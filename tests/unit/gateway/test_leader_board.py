@@ -18,7 +18,7 @@ def said(*, serves: bool) -> bytes:
     return msgspec.json.encode(Leadership(worker="w", owner="o", slot="cpu-0", pid=1, since=NOW, serves=serves))
 
 
-# The leader before it is stopped, and has the lock of the slot: this one leads, and cannot serve.
+# The previous leader is suspended and still holds the slot's lock: this one leads, and cannot serve.
 LEADS_ALONE, SERVES = said(serves=False), said(serves=True)
 
 

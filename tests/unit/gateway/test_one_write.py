@@ -1,4 +1,4 @@
-"""Head and body of an answer go out in one write: in order, whatever is called in between, and nothing is held back."""
+"""Head and body of an answer go out in one write and in order, whatever is called in between. Nothing is held back."""
 
 import asyncio
 from collections.abc import Callable

@@ -161,7 +161,7 @@ def test_where_fixed_values_are_not_enforced_the_document_says_so() -> None:
 
 
 def names_of(document: dict[str, Any]) -> set[str]:
-    """What a generator of clients names classes, functions and members after."""
+    """The names from which client generators make those of classes, functions and members."""
     found = set(document["components"]["schemas"]) | {each["operationId"] for *_, each in operations(document)}
 
     def look(node: Any) -> None:
@@ -186,7 +186,7 @@ def test_names_in_generated_clients_do_not_depend_on_titles() -> None:
         for name, entry in running.models.items()
     }
     renamed = document_of(msgspec.structs.replace(running, models=models))
-    assert "2027 edition" in str(request_schema(renamed))  # who reads the page sees it
+    assert "2027 edition" in str(request_schema(renamed))  # a reader of the page sees it
     assert names_of(renamed) == names_of(TINY)
     titles = [schema["title"] for schema in request_schema(renamed)["oneOf"]]
     assert titles == ["anisora_request", "phr00t_request"]

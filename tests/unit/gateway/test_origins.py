@@ -1,4 +1,4 @@
-"""From which pages, under which names a gateway may be called."""
+"""From which pages, and under which names, a gateway may be called."""
 
 import socket
 from typing import Any

@@ -1,4 +1,4 @@
-"""The page at `/` and its files: who gets them, how they are kept, and what they may do."""
+"""The page at `/` and its files: who gets them, how long they are cached, and what they may do."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ SCRIPT = b"export const words = 'paper boat';\n" * 200
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The files of a small panel; beside them one that is none of its files."""
+    """The files of a small panel, beside a file that does not belong to it."""
     static = tmp_path / "static"
     (static / "parts").mkdir(parents=True)
     (static / "index.html").write_bytes(b'<!doctype html><html lang="en"><head><title>x</title></head></html>')

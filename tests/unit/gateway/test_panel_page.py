@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).parents[3]
 STATIC: Final = ROOT / "gateway" / "panel" / "static"
 VENDOR: Final = STATIC / "vendor"
 SCRIPTS: Final = sorted(path for path in STATIC.rglob("*.js") if path.parent != VENDOR)
-# Below this, a number stands in any program: a minute has 60 s.
+# Numbers below this may appear in any program: a minute has 60 s.
 COMMON_BELOW: Final = 100
 # All script together, as it travels.
 MOST_BYTES: Final = 120_000
@@ -98,7 +98,7 @@ def test_every_import_is_a_file_of_the_panel() -> None:
 
 
 def test_the_page_names_its_files_relatively() -> None:
-    """Whatever a proxy puts before them."""
+    """Whatever prefix a proxy puts before them."""
     page = (STATIC / "index.html").read_text()
     named = re.findall(r"(?:href|src)=\"([^\"]+)\"", page)
     assert {name for name in named if not name.startswith("panel/")} == {"docs"}
@@ -108,7 +108,7 @@ def test_the_page_names_its_files_relatively() -> None:
 
 
 def test_english_stands_in_one_file() -> None:
-    """Between tags there are values, and no words."""
+    """Between tags there are values and no words: the words are in texts.js."""
     for path in SCRIPTS:
         if path.name != "texts.js":
             between = re.findall(r">\s*([A-Z][a-z]+ [a-z]+[^<>$`{]*)<", path.read_text())

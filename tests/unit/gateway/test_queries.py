@@ -46,7 +46,7 @@ def test_every_operation_refuses_what_it_does_not_take() -> None:
             url = path.replace("{task_id}", TASK_ID).replace("{model}", "anisora")
             body: Any = {"json": {}} if method in ("put", "post") else {}
             takes_types = operation.get("requestBody", {}).get("content", {"application/json": {}})
-            if "application/json" not in takes_types:  # what a body is declared as is judged first
+            if "application/json" not in takes_types:  # the declared media type is judged first
                 body = {"content": b"x"}
             declared = {} if "json" in body or not body else {"Content-Type": next(iter(takes_types))}
             answer = client.request(method, f"{url}?x%20y=1", headers=BY_ADMIN | declared, **body)

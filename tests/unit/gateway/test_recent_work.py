@@ -1,4 +1,4 @@
-"""What the last hour was like: what counts, once, in which minute."""
+"""The last hour: what counts, that it counts once, and in which minute."""
 
 from datetime import datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""A recorded day, what is read out of its records, and what another policy makes of it."""
+"""A recorded day: what is read from its records, and what another policy would have done."""
 
 from typing import Any, Literal
 
@@ -74,7 +74,7 @@ def terms(day: RecordedDay, policy: Policy, **changes: Any) -> ReplayTerms:
 
 
 def alternating(count: int) -> list[GenerationTask]:
-    """What first in, first out makes of requests for two models in turns, all at once, of which each costs a swap."""
+    """First in, first out, on requests for two models in turns that all come at once: each costs a swap."""
     each_s = RUN_S + SWAP_S
     found = []
     for number in range(count):

@@ -14,7 +14,7 @@ LANE = "LANE_ANISORA"
         ([DEGRADED] * 3, {DEGRADED: 3}, True),
         ([DEGRADED] * 4, {DEGRADED: 3}, False),
         ([LANE] * 3, {LANE: 3, DEGRADED: 0}, True),
-        ([LANE] * 4, {LANE: 3, DEGRADED: 1}, True),  # the fourth goes where a single one would
+        ([LANE] * 4, {LANE: 3, DEGRADED: 1}, True),  # the fourth goes where a single task would
         ([LANE] * 4 + [DEGRADED], {LANE: 3, DEGRADED: 1}, False),
         ([], {DEGRADED: 0}, True),
         ([DEGRADED], {DEGRADED: -1}, False),

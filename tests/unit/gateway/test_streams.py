@@ -43,4 +43,4 @@ def test_a_place_is_free_however_its_block_ends() -> None:
     with pytest.raises(ValueError, match="x"), streams.take("one").held():
         raise ValueError("x")
     assert len(streams) == 0
-    assert not streams._open  # nothing is kept of callers that have none
+    assert not streams._open  # nothing is kept for callers without streams

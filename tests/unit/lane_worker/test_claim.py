@@ -1,4 +1,4 @@
-"""Who may run a message, rule by rule (design §4, Claim)."""
+"""Which worker may run a message, rule by rule (design §4, Claim)."""
 
 from msgspec.structs import replace
 

@@ -66,7 +66,7 @@ def test_another_shape_is_cropped_and_not_stretched() -> None:
 
 
 def test_shrinking_blurs_what_is_too_fine_to_be_seen() -> None:
-    """Where the authors would take every fourth column, and see black or white stripes as they fall."""
+    """Here the authors' code would take every fourth column, and get black or white stripes by chance."""
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
     frame = np.asarray(fitted(Image.fromarray(stripes), 64, 64), int)[:, 8:-8]

@@ -218,4 +218,4 @@ def test_what_the_host_can_never_hold_is_reported() -> None:
     assert text is not None
     assert f"{PINNED:,} bytes of the host's memory in pinned memory, which has {PINNED + PROCESSES_BYTES - 1:,}" in text
     on_host = need(COMPONENTS, PLAIN, on_card=False)
-    assert host_never_holds(on_host, total_bytes=0) is None  # the slot's own memory, which is asked by itself
+    assert host_never_holds(on_host, total_bytes=0) is None  # the slot's own memory, which is read by itself

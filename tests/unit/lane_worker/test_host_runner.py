@@ -48,7 +48,7 @@ class ScriptedHost(Host):
 
 
 def runner_of(folder: Path, outcome: Outcome | Exception, *, tried: bool = True) -> HostRunner:
-    """One for which loading, or else generating, ends as *outcome*, after two failures in a row."""
+    """A host whose load or generation ends as *outcome*, after two failures in a row."""
     host = ScriptedHost(outcome) if not isinstance(outcome, Exception) else cast(Host, None)
     residence = Residence(host=host, slot="cpu-0", models=catalog().models, probe=None, on_state=lambda *_: None)
 
@@ -107,7 +107,7 @@ async def test_a_load_that_was_refused_before_it_began_does_not_count(tmp_path: 
 
 
 async def test_an_image_that_was_removed_costs_an_attempt_and_not_the_task(tmp_path: Path) -> None:
-    """As by a clean-up during a swap, which takes minutes."""
+    """Somebody may clean up during a swap, which takes minutes."""
     runner = runner_of(tmp_path, Cancelled("t", MEMORY))
     image = ImageReference(sha256="ab" * 32, media_type="image/png", bytes=9, width=3, height=2)
     task = pending_task()

@@ -1,4 +1,4 @@
-"""What is said of a pipeline host that died."""
+"""The reports of a pipeline host that died."""
 
 import signal
 from functools import partial
@@ -24,7 +24,7 @@ from tests.kit.cgroups import write_counter
 )
 def test_its_signal_or_status_is_named(exit_code: int | None, said: str) -> None:
     assert how_it_died(exit_code, short_of_memory=False) == said
-    if exit_code not in (None, -signal.SIGKILL):  # the kernel kills by SIGKILL: it was another process
+    if exit_code not in (None, -signal.SIGKILL):  # the kernel kills by SIGKILL, so it was another process
         assert how_it_died(exit_code, short_of_memory=True) == said
 
 
@@ -42,7 +42,7 @@ def test_a_kill_for_memory_is_named_with_its_limit(exit_code: int | None, monkey
 def test_only_kills_since_the_last_sign_of_life_count(version: int, tmp_path: Path) -> None:
     own = write_counter(tmp_path, version=version, kills=3)
     kills = KillsForMemory(partial(oom_kills, mount=tmp_path, own=own))
-    assert not kills.seen()  # those before it began
+    assert not kills.seen()  # the kills before it began
     kills.asks(1)
     write_counter(tmp_path, version=version, kills=4)
     assert kills.seen()
@@ -50,7 +50,7 @@ def test_only_kills_since_the_last_sign_of_life_count(version: int, tmp_path: Pa
     assert kills.seen()  # the answer may be older than the kill
     kills.asks(2)
     assert kills.seen()
-    kills.answers(2)  # it has lived on: another process was killed
+    kills.answers(2)  # the host lived on: another process was killed
     assert not kills.seen()
     kills.asks(3)
     write_counter(tmp_path, version=version, kills=5)

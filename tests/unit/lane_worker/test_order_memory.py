@@ -1,4 +1,4 @@
-"""What a leader remembers between two choices: costs, slices, and what was charged."""
+"""What a leader remembers between two choices: costs, slices, and charges."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

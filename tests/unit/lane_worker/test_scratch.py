@@ -73,7 +73,7 @@ def test_a_folder_whose_lock_alone_was_removed_is_held_again(mine: Scratch, tmp_
 
 
 def test_a_folder_without_a_lock_is_left_alone(mine: Scratch) -> None:
-    """It may be of an earlier version whose worker lives, or of a worker that is about to lock it."""
+    """The folder may belong to a living worker of an earlier version, or to a worker that is about to lock it."""
     folder = mine.folder.with_name("earlier")
     folder.mkdir()
     grow_old(folder)

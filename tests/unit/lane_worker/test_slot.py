@@ -75,7 +75,7 @@ def test_a_slot_is_free_when_its_holder_was_killed(tmp_path: Path, idle_holder: 
 
 
 def test_a_slot_whose_file_was_removed_is_kept(tmp_path: Path) -> None:
-    """As after a clean-up: a lock whose file has no name keeps nobody off the card."""
+    """As after a clean-up: the lock of a removed file keeps no process off the card."""
     lock = acquire(tmp_path)
     lock.write(model="phr00t", task_id="task", attempt=1)
     for removed in (lock_path(tmp_path, SLOT), tmp_path):

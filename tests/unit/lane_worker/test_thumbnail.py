@@ -1,4 +1,4 @@
-"""The picture that stands for a video in lists."""
+"""The picture that represents a video in lists."""
 
 import io
 

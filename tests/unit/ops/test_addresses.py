@@ -1,4 +1,4 @@
-"""Who names the address that a client command calls: the option, the variable, the data folder, the default."""
+"""The source of the address that a client command calls: the option, the variable, the data folder, the default."""
 
 import os
 import signal

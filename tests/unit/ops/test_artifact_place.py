@@ -1,4 +1,4 @@
-"""What `--artifacts` may say, and who is told what opens the store."""
+"""The values of `--artifacts`, and which processes get the credentials of the store."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The background tasks of a process go on, and the process reports one that cannot do its work."""
+"""The background tasks of a process go on; the process reports a task that cannot do its work."""
 
 import asyncio
 

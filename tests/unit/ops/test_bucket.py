@@ -31,7 +31,7 @@ def test_a_deletion_marker_is_no_value_and_no_news_of_damage() -> None:
 def test_what_cannot_be_read_is_reported_when_it_is_asked_for_and_once() -> None:
     with capture_logs() as logged:
         entry = Versioned(STARTS, Entry("unreadable-once", b"\xff", 7, NOW))
-        assert logged == []  # whoever knows the revision already does not pay for it
+        assert logged == []  # a reader that knows the revision already does not pay for it
         assert entry.value is None
         assert entry.value is None
     assert not entry.is_deleted

@@ -196,7 +196,7 @@ def test_lanes_beside_a_degraded_worker(name: str, lanes: tuple[int, int]) -> No
     for flow in found.flows:
         if flow.lanes:
             assert flow.rerouted == pytest.approx(seen.share("rerouted", flow.model), abs=0.015)
-    # what lanes leave over comes in bunches, and is taken for random: too few overloads, by 3 in 100 requests at most
+    # the overflow of lanes comes in bunches, and counts as random: too few overloads, by 3 in 100 requests at most
     assert -0.03 < found.total.overloaded - seen.share("overloaded") < 0.01
     assert found.total.warm == pytest.approx(seen.share("warm"), abs=0.025)
     assert found.total.videos_per_h == pytest.approx(

@@ -46,7 +46,7 @@ from tests.kit.compose import (
 
 # They end by themselves.
 ONE_SHOT: Final = {"provision", "admin"}
-# An image with nothing in it that could ask.
+# An image that has no program for a health check.
 WITHOUT_A_PROBE: Final = {"otel-collector"}
 ALLOCATOR: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NVML_BASED_CUDA_CHECK")
 

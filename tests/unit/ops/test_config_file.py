@@ -1,4 +1,4 @@
-"""One file for all parts: who counts before whom, what is refused and how, and who is said to have given a value."""
+"""One file for all parts: which source takes precedence, what is refused and how, and which source is named."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a watch concludes of its stream after an interruption."""
+"""What a watch concludes about its stream after an interruption."""
 
 import pytest
 

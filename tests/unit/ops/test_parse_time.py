@@ -1,4 +1,4 @@
-"""The server's time of an entry, read and watched."""
+"""The server's time of an entry, as a read and as a watch give it."""
 
 from datetime import UTC, datetime, timedelta
 

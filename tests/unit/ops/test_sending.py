@@ -1,4 +1,4 @@
-"""A root that is sent ahead: who waits for the collector, and who does not."""
+"""A root that is sent ahead: which requests wait for the collector, and which do not."""
 
 import asyncio
 import threading
@@ -74,7 +74,7 @@ async def test_a_root_is_there_when_its_request_goes_on(sends: Sending, monkeypa
 async def test_a_collector_that_does_not_answer_is_waited_for_once(
     sends: Sending, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And by everybody again once it answers; what it was to have is sent to it then."""
+    """All wait for it again once it answers; it is then sent what it has missed."""
     monkeypatch.setattr(sending, "WAIT_S", 0.01)
     await sends.end("first")
     monkeypatch.setattr(sending, "WAIT_S", 600.0)

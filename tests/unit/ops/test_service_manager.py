@@ -1,4 +1,4 @@
-"""What systemd is told of a process, by the socket on which it listens."""
+"""The notifications that systemd gets from a process, on the socket on which it listens."""
 
 import asyncio
 import os
@@ -52,7 +52,7 @@ async def test_systemd_is_told_when_it_is_ready_and_when_it_leaves(manager: sock
         return found
 
     with reporting_to_service_manager():
-        assert SOCKET_VARIABLE not in os.environ  # what this process starts has nothing to tell
+        assert SOCKET_VARIABLE not in os.environ  # the children of this process send no notification
         first = await asyncio.to_thread(read_until, b"WATCHDOG=1")
         assert b"READY=1" not in b"".join(first)
         with judged_by(lambda: WARM):

@@ -33,7 +33,7 @@ def test_a_server_that_outlives_its_parent_holds_it_and_the_next_one_waits_for_i
     with holding_store(tmp_path, "up", nats_port=4222) as lock:
         server = subprocess.Popen(command, pass_fds=[lock], stdin=subprocess.PIPE)
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # nobody has asked yet how it ended
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # its parent has not reaped it yet
     note = (tmp_path / LOCK_FILE).read_text().replace(str(os.getpid()), str(ended.pid))
     (tmp_path / LOCK_FILE).write_text(note)
     eventually_sync(lambda: store_holder(tmp_path) == StoreHolder(pid=server.pid, command="up", nats_port=4222))

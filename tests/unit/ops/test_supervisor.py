@@ -66,7 +66,7 @@ def test_plan(lanes: list[Seen], quota: dict[str, int], expected: list[Verdict])
     names = [want.name for want in wanted]
     verdicts = plan(wanted, dict(zip(names, lanes, strict=True)), quota, now_s=NOW_S)
     assert verdicts == dict(zip(names, expected, strict=True))
-    assert list(verdicts) == names  # slots go to who comes first
+    assert list(verdicts) == names  # the first lane that asks gets the slot
 
 
 def test_every_model_gets_its_first_lane_before_any_gets_a_second() -> None:

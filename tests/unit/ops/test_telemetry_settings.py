@@ -1,4 +1,4 @@
-"""A bad setting of telemetry never stops the product: it is logged once, and ignored."""
+"""A bad telemetry setting never stops the product: it is logged once, and ignored."""
 
 import os
 import subprocess

@@ -1,1 +1,1 @@
-"""Tests of the client's package without its I/O: flows are told what came of their effects."""
+"""Tests of the client's package without its I/O: flows get the outcomes of their effects."""

@@ -62,7 +62,7 @@ def event(status: str, revision: int, **more: Any) -> bytes:
 
 
 class Run:
-    """What a flow did: *asked* are its requests, *reported* the states it told of, *idle* how often nothing moved."""
+    """What a flow did: *asked* are its requests, *reported* its states, *idle* how often nothing moved."""
 
     def __init__(self, outcomes: Iterable[Reply | NoReply | Piece]) -> None:
         self._outcomes = list(outcomes)

@@ -1,4 +1,4 @@
-"""What a request to `/v1/videos` comes to, and what is said against it, in a table."""
+"""What a request to `/v1/videos` becomes, and why it is refused, in a table."""
 
 import json
 from collections.abc import Mapping

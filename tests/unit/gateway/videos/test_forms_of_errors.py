@@ -1,4 +1,4 @@
-"""Below `/v1` every refusal has the one form, wherever it is made; elsewhere it stays a problem document."""
+"""Below `/v1` every refusal has one form, whichever part makes it; elsewhere it is a problem document."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -67,7 +67,7 @@ def test_a_request_that_was_refused_is_told_to_nobody() -> None:
     assert owed(refused, endpoint()) == []
     assert owed(lifecycle.withdraw(held, now=LATER), endpoint()) == []
     assert owed(done(held), endpoint()) == [("task.claimed", "ep_1"), ("task.done", "ep_1")]
-    # whoever is held when it is cancelled is answered with the task, and has its id
+    # a caller that is held when the task is cancelled is answered with the task, and has its id
     cancelled = lifecycle.fail(held, code=FailureCode.CANCELLED, message="x", now=LATER)
     assert owed(cancelled, endpoint()) == [("task.failed", "ep_1")]
 
@@ -106,7 +106,7 @@ def test_the_address_of_a_request_that_was_told_is_told_no_more_by_what_is_regis
     for known in ((), (late,), (endpoint("ep_2", url="https://b.example/"), late)):
         found = [each.endpoint for each in deliveries(task, known, LATER, told=told)]
         assert found == [each.id for each in known if each.id == "ep_2" for _ in range(2)]
-    # an endpoint that takes the event by itself is owed it, whoever was told there
+    # an endpoint that takes the event is owed it, even if its address was notified for the request
     assert [each.event for each in deliveries(task, [endpoint()], LATER, told=told)] == ["task.claimed", "task.done"]
 
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: a slow receiver keeps its own places, and nobody else's."""
+"""Whose turn it is: a slow receiver takes its own places, and no other receiver's."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""Who looks up and tests addresses: a caller whose names nobody answers for keeps no other one waiting."""
+"""Look-ups and tests of addresses: a caller whose names do not resolve keeps no other caller waiting."""
 
 import asyncio
 from datetime import UTC, datetime
