@@ -22,7 +22,10 @@ READY_WITHIN_S: Final = 900
 KILL: Final = """
 import os, pathlib, signal
 for place in pathlib.Path("/proc").glob("[0-9]*"):
-    words = (place / "cmdline").read_text().split(chr(0))
+    try:
+        words = (place / "cmdline").read_text(errors="replace").split(chr(0))
+    except OSError:  # it has ended
+        continue
     is_ours = any(word.endswith("/warmlane") for word in words) and set({words!r}) <= set(words)
     if is_ours and place.name != "1":
         os.kill(int(place.name), signal.SIGKILL)

@@ -22,10 +22,11 @@ WARM_S: Final = 1_800.0
 ENOUGH: Final = 5
 # Kills every process of the container but itself; process 1 is the pod's own.
 KILL: Final = """
-import os, signal
+import contextlib, os, signal
 for name in os.listdir("/proc"):
-    if name.isdigit() and int(name) not in (1, os.getpid()) and os.stat(f"/proc/{name}").st_uid == os.getuid():
-        os.kill(int(name), signal.SIGKILL)
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a process may end meanwhile
+        if name.isdigit() and int(name) not in (1, os.getpid()) and os.stat(f"/proc/{name}").st_uid == os.getuid():
+            os.kill(int(name), signal.SIGKILL)
 """
 
 

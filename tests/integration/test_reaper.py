@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import psutil
 import pytest
 
 from tests.kit import reaper
-from tests.kit.support import SHARED_FOLDER, eventually_sync, is_running
+from tests.kit.support import SHARED_FOLDER, command_line, eventually_sync, is_running
 
 ROOT = Path(__file__).parents[2]
 TEST = """
@@ -73,7 +74,7 @@ def test_nothing_that_a_test_started_outlives_it(
         eventually_sync(lambda: marker.exists() or run.poll() is not None, within_s=300)
         assert marker.exists(), (tmp_path / "output").read_text()
         worker, marks = marker.read_text().split()
-        started = {process.pid: " ".join(process.cmdline()) for process in reaper.marked(marks.split(",")[0])}
+        started = {process.pid: command_line(process.pid) for process in reaper.marked(marks.split(",")[0])}
         assert {name for name in expected if not any(name in line for line in started.values())} == set(), started
 
         os.kill(run.pid if victim == "run" else int(worker), number)
@@ -84,3 +85,34 @@ def test_nothing_that_a_test_started_outlives_it(
         eventually_sync(lambda: not any(reaper.marked(marks.split(",")[0])))
     finally:
         run.kill()
+
+
+def test_a_process_that_has_ended_is_not_among_the_marked() -> None:
+    """Its parent has not reaped it: the kernel still shows it, without a command line."""
+    program = "import subprocess; ended = subprocess.Popen(['true']); print(ended.pid, flush=True); input()"
+    mark = f"{os.getpid()}-{uuid.uuid4().hex}"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, reaper.MARKS: mark},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as parent:
+        assert parent.stdout is not None
+        ended = int(parent.stdout.readline())
+        eventually_sync(lambda: not is_running(ended))
+        assert [process.pid for process in reaper.marked(mark)] == [parent.pid]
+        parent.communicate(b"\n")
+        assert list(reaper.marked(mark)) == []
+
+
+def test_the_watcher_outlives_a_process_that_ends_while_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the others that the test started would stay."""
+    with subprocess.Popen(["true"]) as ended, subprocess.Popen(["sleep", "600"]) as other:
+        looks = iter([[psutil.Process(ended.pid), psutil.Process(other.pid)]])
+        ended.wait()
+        monkeypatch.setattr(reaper, "marked", lambda mark: next(looks, []))
+        try:
+            reaper.kill_all("any")
+            assert not is_running(other.pid)
+        finally:
+            other.kill()

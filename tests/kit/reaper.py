@@ -19,6 +19,8 @@ from typing import Final
 
 import psutil
 
+from ops.machine.running import is_running
+
 MARKS: Final = "TESTS_STARTED_BY"
 """The variable with the marks of the test processes above, separated by commas; the nearest one's is the last."""
 EMPTY_LOOKS: Final = 3
@@ -53,20 +55,20 @@ def of_the_run() -> dict[str, str]:
 
 
 def marked(mark: str) -> Iterator[psutil.Process]:
-    """The processes that run with *mark*, and their descendants."""
+    """The processes that run with *mark*, and their descendants. Any of them may end before the caller looks at it."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if mark in process.environ().get(MARKS, "").split(","):
-                yield process
-                yield from process.children(recursive=True)
+                family = (process, *process.children(recursive=True))
+                yield from (each for each in family if is_running(each.pid))
 
 
-def _kill_all(mark: str) -> None:
-    """Kills all that carry *mark*. One look can miss a process between its fork and its exec, whose environment cannot
-    be read."""
+def kill_all(mark: str) -> None:
+    """Kills all processes that carry *mark*. One look can miss a process between its fork and its exec, whose
+    environment cannot be read."""
     empty_looks = 0
     while empty_looks < EMPTY_LOOKS:
-        found = [process for process in marked(mark) if process.status() != psutil.STATUS_ZOMBIE]
+        found = list(marked(mark))
         empty_looks = 0 if found else empty_looks + 1
         for process in found:
             with contextlib.suppress(psutil.Error):
@@ -84,7 +86,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a reader of the tests' output must not wait for this process
     os.dup2(1, 2)
     watched.wait()
-    _kill_all(sys.argv[2])
+    kill_all(sys.argv[2])
 
 
 if __name__ == "__main__":
