@@ -12,14 +12,15 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from opentelemetry import context, trace
 from opentelemetry.propagate import extract
 
+from gateway.rules.paths import routed
 from ops.telemetry.tracing import current_root, root
 
 ACCEPT: Final = "accept"
-MAKES_A_TASK: Final = re.compile(r"/(generate(/batch)?|tasks/[^/]+/resubmit|v1/videos(/sync)?)/*")
+MAKES_A_TASK: Final = re.compile(r"/(generate(/batch)?|tasks/[^/]+/resubmit|v1/videos(/sync)?)")
 
 # Probes and scrapes come every few seconds forever, and the docs page belongs to no task.
 _UNTRACED: Final = trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
-_UNOBSERVED = ["^/healthz$", "^/livez$", "^/readyz$", "^/metrics$", "^/docs", "^/openapi"]
+_UNOBSERVED = ["^/(healthz|livez|readyz|metrics)/*$", "^/docs", "^/openapi"]
 
 
 def http_plugin(routes: Iterable[object], *, traces_reads: bool = False) -> OpenTelemetryPlugin:
@@ -58,7 +59,7 @@ def with_roots(app: ASGIApp) -> ASGIApp:
     0036)."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("method") != "POST" or MAKES_A_TASK.fullmatch(scope["path"]) is None:
+        if scope.get("method") != "POST" or MAKES_A_TASK.fullmatch(routed(scope["path"])) is None:
             await app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
@@ -94,8 +95,9 @@ class _Tracer(trace.NoOpTracer):
 
 
 def route_of(path: str, templates: Iterable[tuple[str, list[str]]]) -> str:
-    """The template that *path* fits; empty where it fits none. A literal segment goes before a parameter."""
-    parts = path.split("/")
+    """The template that *path* fits; empty where it fits none. A literal segment goes before a parameter, and slashes
+    at the end of *path* do not count."""
+    parts = routed(path).split("/")
     fitting = [
         (sum(segment.startswith("{") for segment in segments), template)
         for template, segments in templates

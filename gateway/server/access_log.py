@@ -19,6 +19,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from msgspec import Struct, field
 
 from gateway.http.noted import Noted, begin
+from gateway.rules.paths import routed
 from ops.telemetry.metrics import requests_not_logged
 
 ID_HEADER: Final = b"x-request-id"
@@ -157,7 +158,7 @@ class AccessLog:
 def refuses(answered: Answered) -> bool:
     """Whether *answered* is a refusal or a failure. A 503 to a probe is neither: it is what the probe asks for.
     Pure."""
-    if answered.status is None or (answered.status == 503 and answered.path in PROBES):
+    if answered.status is None or (answered.status == 503 and routed(answered.path) in PROBES):
         return False
     return answered.status >= 400
 

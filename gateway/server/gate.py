@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from contracts.api.health import Health, ModelReadiness, Readiness
 from gateway.http.problems import PROBLEM_MEDIA_TYPE, ProblemError
+from gateway.rules.paths import routed
 
 RETRY_AFTER_S: Final = 1.0
 
@@ -21,12 +22,14 @@ class GateAnswer(Struct, frozen=True):
 
 
 def answer_before(path: str, *, models: Iterable[str], waits_for: str) -> GateAnswer:
-    """What a gateway of *models* answers at *path* while it *waits_for* something. Pure.
+    """What a gateway of *models* answers at *path* while it *waits_for* something. Slashes at the end of *path* change
+    nothing. Pure.
 
     1. `/livez`: 200, as a process that waits needs no restart.
     2. `/readyz`: 503, in its usual form, with the reason.
     3. All else: 503 `starting`. Nothing of the request is read.
     """
+    path = routed(path)
     if path == "/livez":  # 1
         return _json(200, Health(status="ok"), "application/json")
     if path == "/readyz":  # 2

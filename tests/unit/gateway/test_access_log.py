@@ -143,7 +143,7 @@ async def test_a_probe_takes_no_line_from_the_caller_at_its_address() -> None:
     """The process that started a waiting gateway probes it every few milliseconds; then its first refusals count."""
     log = AccessLog()
     with capture_logs() as logged:
-        for path in ("/healthz", "/readyz", "/livez") * LINES_OF_CALLER_MAX:
+        for path in ("/healthz", "/readyz", "/livez", "/readyz/") * LINES_OF_CALLER_MAX:
             await ask(log, answering(503), path=path)
         await ask(log, answering(404), path="/readyz")
         await ask(log, answering(503))

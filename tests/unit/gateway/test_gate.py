@@ -11,7 +11,15 @@ WHY = "the server lacks DEGRADED; run `warmlane provision`"
 
 @pytest.mark.parametrize(
     ("path", "status", "code"),
-    [("/livez", 200, None), ("/readyz", 503, None), ("/healthz", 503, "starting"), ("/generate", 503, "starting")],
+    [
+        ("/livez", 200, None),
+        ("/livez/", 200, None),
+        ("/readyz", 503, None),
+        ("/readyz/", 503, None),
+        ("/healthz", 503, "starting"),
+        ("/generate", 503, "starting"),
+        ("/", 503, "starting"),
+    ],
 )
 def test_it_lives_and_is_not_ready(path: str, status: int, code: str | None) -> None:
     answer = answer_before(path, models=("anisora",), waits_for=WHY)

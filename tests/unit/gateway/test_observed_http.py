@@ -6,7 +6,7 @@ from litestar.testing import TestClient
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from gateway.http.observed import MAKES_A_TASK, changes_a_task, http_plugin
+from gateway.http.observed import MAKES_A_TASK, changes_a_task, http_plugin, route_of
 from ops.telemetry.export import resource_attributes, tracer_provider
 from tests.kit.openapi import REPORTING
 
@@ -67,6 +67,23 @@ def test_a_read_is_traced_where_it_is_asked_for(
         assert client.get("/tasks/one").status_code == 200
         assert client.post("/generate").status_code == 201
     assert sorted(span.name for span in spans.get_finished_spans()) == names
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/generate", "/generate"),
+        ("/generate//", "/generate"),
+        ("/tasks/one/", "/tasks/{task_id}"),
+        ("/tasks/recent", "/tasks/recent"),
+        ("/", "/"),
+        ("/tasks", ""),
+    ],
+)
+def test_a_path_is_named_by_its_route_as_litestar_finds_it(path: str, route: str) -> None:
+    """Slashes at its end change nothing."""
+    templates = ("/", "/generate", "/tasks/{task_id}", "/tasks/recent")
+    assert route_of(path, [(template, template.split("/")) for template in templates]) == route
 
 
 def test_telemetry_names_its_sender() -> None:
