@@ -1,4 +1,4 @@
-"""The endpoints of webhooks, held in memory by watching KV `webhooks`."""
+"""The endpoints of webhooks, held in memory: by watching KV `webhooks`, and by what this gateway wrote itself."""
 
 from collections.abc import Callable
 from typing import Final
@@ -14,26 +14,41 @@ class EndpointBoard:
 
     def __init__(self) -> None:
         self._known: dict[str, WebhookEndpoint] = {}
+        self._revisions: dict[str, int] = {}
         self._of: dict[str, dict[str, WebhookEndpoint]] = {}
         self.on_change: Callable[[str], None] = lambda _: None
         """Called with the caller whose endpoints have changed."""
 
     async def start(self, link: NatsLink) -> None:
         """Watches the bucket; returns once what is there now has been seen. Raises TransportUnavailable."""
-        await (await Bucket(link, ENDPOINTS).watch(self.on_entry)).wait()
+        await (await Bucket(link, ENDPOINTS).watch(self.on_entry, on_again=self.on_again)).wait()
+
+    def on_again(self) -> None:
+        """The bucket went back: the entries that come now count, whatever their revisions."""
+        self._revisions.clear()
 
     def on_entry(self, entry: Versioned[WebhookEndpoint]) -> None:
-        """An endpoint was made, changed or removed."""
-        before, after = self._known.pop(entry.key, None), entry.value
+        """The watch says that an endpoint was made, changed or removed."""
+        self.take_in(entry.key, entry.value, entry.revision)
+        if entry.is_deleted and self._revisions.get(entry.key) == entry.revision:
+            del self._revisions[entry.key]  # nothing older comes any more
+
+    def take_in(self, endpoint: str, after: WebhookEndpoint | None, revision: int) -> None:
+        """*endpoint* was read or written, and is *after* now, None if it was removed. A revision that is not newer than
+        the known one changes nothing."""
+        if self._revisions.get(endpoint, 0) >= revision:
+            return
+        self._revisions[endpoint] = revision
+        before = self._known.pop(endpoint, None)
         callers = {each.caller for each in (before, after) if each is not None}
         if before is not None:
             of_caller = self._of[before.caller]
-            of_caller.pop(entry.key, None)
+            of_caller.pop(endpoint, None)
             if not of_caller:
                 del self._of[before.caller]
         if after is not None:
-            self._known[entry.key] = after
-            self._of.setdefault(after.caller, {})[entry.key] = after
+            self._known[endpoint] = after
+            self._of.setdefault(after.caller, {})[endpoint] = after
         for caller in callers:
             self.on_change(caller)
 

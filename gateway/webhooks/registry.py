@@ -40,7 +40,8 @@ class TooManyEndpoints(Exception):
 
 
 class Registry:
-    """Changes KV `webhooks`, by compare-and-set. Every coroutine may raise TransportUnavailable."""
+    """Changes KV `webhooks`, by compare-and-set, and the copy in memory with it. Every coroutine may raise
+    TransportUnavailable."""
 
     def __init__(self, link: NatsLink, endpoints: EndpointBoard, sealer: Sealer) -> None:
         self._bucket = Bucket(link, ENDPOINTS)
@@ -51,7 +52,8 @@ class Registry:
     ) -> tuple[WebhookEndpoint, str]:
         """Registers *url* for *caller*. Returns the endpoint, and the only copy of its secret. Raises
         TooManyEndpoints."""
-        if len(self._endpoints.of(caller)) >= ENDPOINTS_PER_CALLER_MAX:
+        # the copy in memory may not know yet that another gateway removed one
+        if len(self._endpoints.of(caller)) >= ENDPOINTS_PER_CALLER_MAX <= len(await _registered(self._bucket, caller)):
             raise TooManyEndpoints(_TOO_MANY)
         while True:
             made, secret = self._made(endpoint_id(secrets.token_hex(_ID_BYTES)), caller, url, events, now)
@@ -59,6 +61,7 @@ class Registry:
                 revision = await self._bucket.create(made.id, made)
             except WrongRevision:
                 continue  # the id is taken
+            self._endpoints.take_in(made.id, made, revision)
             await self._require_room(made, revision)
             return made, secret
 
@@ -69,12 +72,9 @@ class Registry:
         once, the later one sees the other's. An endpoint that was changed since counts as older by its *made_at*.
         """
         older = [
-            entry.key
-            for entry in await self._bucket.entries()
-            if (known := entry.value) is not None
-            and known.caller == made.caller
-            and known.url is not None
-            and (entry.revision < revision or known.made_at < made.made_at)
+            known
+            for known, written in await _registered(self._bucket, made.caller)
+            if written < revision or known.made_at < made.made_at
         ]
         if len(older) >= ENDPOINTS_PER_CALLER_MAX:
             with contextlib.suppress(NoSuchEndpoint):
@@ -105,9 +105,10 @@ class Registry:
             if entry is None or entry.is_deleted:
                 raise NoSuchEndpoint(endpoint)
             try:
-                await self._bucket.delete(endpoint, revision=entry.revision)
+                revision = await self._bucket.delete(endpoint, revision=entry.revision)
             except WrongRevision:
                 continue
+            self._endpoints.take_in(endpoint, None, revision)
             return
 
     async def disable(self, endpoint: str, why: str, *, now: datetime) -> WebhookEndpoint:
@@ -145,9 +146,10 @@ class Registry:
             made, _ = self._made(name, caller, None, (), now)
             entry = await self._bucket.get(name)
             try:
-                await self._bucket.update(name, made, revision=0 if entry is None else entry.revision)
+                revision = await self._bucket.update(name, made, revision=0 if entry is None else entry.revision)
             except WrongRevision:
                 continue  # another gateway was faster
+            self._endpoints.take_in(name, made, revision)
             return made
 
     async def receiver_of(self, delivery: WebhookDelivery, *, now: datetime) -> WebhookEndpoint | None:
@@ -188,7 +190,17 @@ class Registry:
             if changed is entry.value:
                 return changed
             try:
-                await self._bucket.update(endpoint, changed, revision=entry.revision)
+                revision = await self._bucket.update(endpoint, changed, revision=entry.revision)
             except WrongRevision:
                 continue
+            self._endpoints.take_in(endpoint, changed, revision)
             return changed
+
+
+async def _registered(bucket: Bucket[WebhookEndpoint], caller: str) -> list[tuple[WebhookEndpoint, int]]:
+    """The endpoints of *caller* by nats-server, with their revisions."""
+    return [
+        (known, entry.revision)
+        for entry in await bucket.entries()
+        if (known := entry.value) is not None and known.caller == caller and known.url is not None
+    ]

@@ -150,9 +150,10 @@ class Bucket(Generic[T]):
         """Stores *value*, whatever was there, and returns the new revision."""
         return await self._link.entries.put(self._content.bucket, key, self._content.encode(value))
 
-    async def delete(self, key: str, *, revision: int) -> None:
-        """Puts a deletion marker at *key* if it is still at *revision*. Raises WrongRevision."""
-        await self._link.entries.delete(self._content.bucket, key, revision=revision)
+    async def delete(self, key: str, *, revision: int) -> int:
+        """Puts a deletion marker at *key* if it is still at *revision*, and returns the marker's. Raises
+        WrongRevision."""
+        return await self._link.entries.delete(self._content.bucket, key, revision=revision)
 
     async def purge(self, key: str, *, revision: int | None = None) -> None:
         """Removes *key* with its history, in one write, and leaves a deletion marker. With *revision* it does so only

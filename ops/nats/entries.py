@@ -69,13 +69,14 @@ class Entries:
         """Stores *value*, whatever was there, and returns the new revision. Raises TransportUnavailable."""
         return await self._write(bucket, key, value, {})
 
-    async def delete(self, bucket: str, key: str, *, revision: int) -> None:
-        """Puts a deletion marker at *key*, as `nats kv del` does, if it is still at *revision*.
+    async def delete(self, bucket: str, key: str, *, revision: int) -> int:
+        """Puts a deletion marker at *key*, as `nats kv del` does, if it is still at *revision*. Returns the marker's
+        revision.
 
         Raises WrongRevision, TransportUnavailable.
         """
         headers = {"KV-Operation": "DEL", Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(revision)}
-        await self._write(bucket, key, b"", headers)
+        return await self._write(bucket, key, b"", headers)
 
     async def purge(self, bucket: str, key: str, *, revision: int | None = None) -> None:
         """Removes *key* with its history, in one write: only a marker stays, as `nats kv purge` leaves it.

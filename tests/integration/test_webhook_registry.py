@@ -60,6 +60,29 @@ async def test_gateways_that_register_at_once_have_none_too_many_together(link: 
     assert len(answered) <= ENDPOINTS_PER_CALLER_MAX
 
 
+async def test_a_gateway_that_missed_a_removal_refuses_nothing_for_it(link: NatsLink) -> None:
+    """Whoever removed an endpoint, at whichever gateway, may register another one at once."""
+    behind, other = registry_on(link), registry_on(link)
+    made = [await add(behind) for _ in range(ENDPOINTS_PER_CALLER_MAX)]
+    assert made[0] is not None
+    await other.remove(made[0].id)
+    assert await add(behind) is not None
+
+
+async def test_a_gateway_knows_its_own_changes_at_once(link: NatsLink) -> None:
+    """It need not wait for the watch, which brings them again later."""
+    board = EndpointBoard()
+    registry = Registry(link, board, Sealer(Fernet.generate_key().decode()))
+    made, _ = await registry.add("alice", URL, (), now=datetime.now(UTC))
+    assert board.of("alice") == (made,)
+    off = await registry.disable(made.id, "test", now=datetime.now(UTC))
+    assert board.of("alice") == (off,)
+    own = await registry.for_requests("alice", now=datetime.now(UTC))
+    assert board.for_requests("alice") == own
+    await registry.remove(made.id)
+    assert board.of("alice") == ()
+
+
 async def test_one_too_many_is_refused_with_what_to_do(system: System) -> None:
     ids = [(await register(system, URL))[0] for _ in range(ENDPOINTS_PER_CALLER_MAX)]
     refused = await system.http.post("/webhooks", json={"url": URL})
