@@ -20,7 +20,16 @@ from tests.kit.behind import js_of
 from tests.kit.degraded import DegradedProcess
 from tests.kit.lanes import LaneProcess
 from tests.kit.s3_servers import BUCKET, Seaweed, aws_environment
-from tests.kit.support import KEEP_S, NO_TLS, as_admin, clean_environment, eventually, eventually_sync, free_port
+from tests.kit.support import (
+    BOUND_S,
+    KEEP_S,
+    NO_TLS,
+    as_admin,
+    clean_environment,
+    eventually,
+    eventually_sync,
+    free_port,
+)
 
 CONFIG: Final = Path(__file__).parents[2] / "ops" / "deploy" / "cluster" / "node.conf"
 NODES: Final = ("n1", "n2", "n3")
@@ -178,7 +187,7 @@ class Gateway:
     def _answers(self) -> bool:
         assert self._process.poll() is None, self.log_file.read_text()
         try:
-            return httpx.get(f"{self.url}/healthz", verify=NO_TLS).status_code == 200
+            return httpx.get(f"{self.url}/healthz", verify=NO_TLS, timeout=BOUND_S).status_code == 200
         except httpx.TransportError:
             return False
 

@@ -53,7 +53,7 @@ from tests.drills.fuzz_cases import FORM, KINDS, UNSAYABLE, AnyCase, Ids, _is_al
 from tests.kit.behind import js_of
 from tests.kit.gateway import MODELS, GatewayProcess, report_lane
 from tests.kit.records import pending_task
-from tests.kit.support import KEEP_S, reporting_file
+from tests.kit.support import BOUND_S, KEEP_S, reporting_file
 
 CASES: Final = 3_000
 APPLIED: Final = (
@@ -308,7 +308,7 @@ def main() -> int:
     print(f"seed {seed}")
     with tempfile.TemporaryDirectory() as folder, system(Path(folder)) as (gateway, ids):
         report = fuzz(gateway.url, ids, cases=given.cases, seed=seed, say=print)
-        alive = httpx.get(f"{gateway.url}/healthz").status_code == 200
+        alive = httpx.get(f"{gateway.url}/healthz", timeout=BOUND_S).status_code == 200
     print()
     print(report.table())
     print(f"\n{report.cases} cases in {report.seconds:.0f} s; {len(report.found)} kinds of failure; seed {seed}")

@@ -37,7 +37,7 @@ from tests.drills.observe_stage import settings_for
 from tests.kit.degraded import leading, place, setup_of, shown, task_of
 from tests.kit.jaeger import Jaeger
 from tests.kit.stuck_card import StuckCard
-from tests.kit.support import clean_environment, eventually, eventually_sync, free_port, shared_forks
+from tests.kit.support import BOUND_S, clean_environment, eventually, eventually_sync, free_port, shared_forks
 from tests.kit.system import UpProcess
 from tests.kit.tools import tool
 from tests.unit.ops.test_dashboards import DASHBOARDS, OPS, panels
@@ -102,7 +102,7 @@ def started(command: list[Any], log: Path) -> subprocess.Popen[bytes]:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url).status_code == 200
+        return httpx.get(url, timeout=BOUND_S).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -17,7 +17,7 @@ from ops.machine.processes import warmlane_command
 from ops.nats.access import ROLES, environment_for
 from tests.kit.collector import Collector
 from tests.kit.samples import damaged, data_uri
-from tests.kit.support import children_of, clean_environment, command_line, eventually_sync, shared_forks
+from tests.kit.support import BOUND_S, children_of, clean_environment, command_line, eventually_sync, shared_forks
 from tests.kit.system import UpProcess
 
 PROMPT = "canaryprompt"
@@ -95,7 +95,7 @@ def test_no_secret_is_revealed(tmp_path: Path) -> None:
         up.http.headers["Authorization"] = f"Bearer {key}"
 
         def closed() -> bool:
-            return httpx.get(f"{up.url}/tasks").status_code == 401
+            return httpx.get(f"{up.url}/tasks", timeout=BOUND_S).status_code == 401
 
         eventually_sync(closed)
         # videos by a lane and by the degraded worker; one cancelled; one whose host is killed; one with a bad picture

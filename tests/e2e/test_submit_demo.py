@@ -14,7 +14,7 @@ from PIL import Image
 
 from ops.machine.processes import warmlane_command
 from tests.kit import warm_cli
-from tests.kit.support import NO_TLS, clean_environment, eventually_sync, shared_forks
+from tests.kit.support import BOUND_S, NO_TLS, clean_environment, eventually_sync, shared_forks
 from tests.kit.system import UpProcess
 
 ROOT = Path(__file__).parents[2]
@@ -111,14 +111,14 @@ def test_ctrl_c_cancels_the_task(system: System, tmp_path: Path) -> None:
     assert process.returncode == 130, errors
     cancelled = re.search(r"cancelled task (\S+)", errors)
     assert cancelled is not None, errors
-    task = httpx.get(f"{system.url}/tasks/{cancelled[1]}").json()
+    task = httpx.get(f"{system.url}/tasks/{cancelled[1]}", timeout=BOUND_S).json()
     assert (task["status"], task["error"]["code"]) == ("failed", "cancelled")
     assert list(tmp_path.iterdir()) == []
 
 
 def newest_status(system: System, prompt: str) -> str | None:
     """The status of the newest task, if it is the one with *prompt*."""
-    tasks = httpx.get(f"{system.url}/tasks", params={"limit": 1}, verify=NO_TLS).json()["tasks"]
+    tasks = httpx.get(f"{system.url}/tasks", params={"limit": 1}, verify=NO_TLS, timeout=BOUND_S).json()["tasks"]
     if not tasks or tasks[0]["parameters"]["prompt"] != prompt:
         return None
     return str(tasks[0]["status"])
@@ -128,7 +128,7 @@ def newest_status(system: System, prompt: str) -> str | None:
 def test_demo_alternates_saves_and_judges(system: System, tmp_path: Path) -> None:
 
     def all_idle() -> bool:
-        models = httpx.get(f"{system.url}/readyz", verify=NO_TLS).json()["models"]
+        models = httpx.get(f"{system.url}/readyz", verify=NO_TLS, timeout=BOUND_S).json()["models"]
         return all(model["lanes"] == ["warm"] for model in models.values())
 
     eventually_sync(all_idle)  # a lane whose task was cancelled is busy until it stops, and may have to load anew

@@ -23,6 +23,7 @@ from tests.kit import warm_cli
 from tests.kit.behind import js_of
 from tests.kit.small_disk import small_disk
 from tests.kit.support import (
+    BOUND_S,
     all_end,
     children_of,
     clean_environment,
@@ -158,7 +159,8 @@ def test_lanes_denied_and_granted_under_load_fail_no_request(tmp_path: Path) -> 
     for each in loads:
         each.result()
     assert {task[1] for task in ended} == {"done"}
-    assert httpx.get(f"{up.url}/warmlane/tasks").json()["tasks"][0]["links"]["self"].startswith("/warmlane/tasks/")
+    listed = httpx.get(f"{up.url}/warmlane/tasks", timeout=BOUND_S).json()["tasks"]
+    assert listed[0]["links"]["self"].startswith("/warmlane/tasks/")
     up.stop()
 
 

@@ -26,7 +26,7 @@ from tests.kit.keyed import (
     system,
     worn_out,
 )
-from tests.kit.support import eventually
+from tests.kit.support import BOUND_S, eventually
 
 __all__ = ["keyed", "system"]  # fixtures
 
@@ -223,7 +223,7 @@ async def test_a_key_over_its_rate_learns_when_to_come_back(system: System, keye
     assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
     assert 0 < int(answer.headers["retry-after"]) <= 3_600
     # each gateway counts alone, and each key separately
-    async with httpx.AsyncClient(base_url=keyed.tls.url, verify=keyed.tls.certificate.trust()) as http:
+    async with httpx.AsyncClient(base_url=keyed.tls.url, verify=keyed.tls.certificate.trust(), timeout=BOUND_S) as http:
         assert (await http.get("/tasks", headers=limited)).status_code == 200
         assert (await http.get("/tasks", headers=limited)).status_code == 429
     assert (await system.http.get("/tasks", headers=by(keyed.keys["alice"]))).status_code == 200
@@ -276,7 +276,7 @@ async def test_an_unreadable_key_is_logged_and_ignored(system: System, keyed: Ke
 
 def test_no_secret_is_in_a_log(keyed: Keyed) -> None:
     for gateway in (keyed.gateway, keyed.tls):
-        with httpx.Client(base_url=gateway.url, verify=keyed.tls.certificate.trust()) as http:
+        with httpx.Client(base_url=gateway.url, verify=keyed.tls.certificate.trust(), timeout=BOUND_S) as http:
             for presented in (*keyed.keys.values(), Presented("ab" * 6, "cd" * 32)):
                 http.get("/tasks", headers=by(presented))
                 http.post("/generate", json=BODY | {"steps": 1}, headers=by(presented))
@@ -287,10 +287,10 @@ def test_no_secret_is_in_a_log(keyed: Keyed) -> None:
 
 
 def test_https_is_served_and_plain_http_is_not(keyed: Keyed) -> None:
-    with httpx.Client(verify=keyed.tls.certificate.trust()) as http:
+    with httpx.Client(verify=keyed.tls.certificate.trust(), timeout=BOUND_S) as http:
         assert http.get(f"{keyed.tls.url}/healthz").json() == {"status": "ok"}
     with pytest.raises(httpx.TransportError):
-        httpx.get(keyed.tls.url.replace("https", "http") + "/healthz")
+        httpx.get(keyed.tls.url.replace("https", "http") + "/healthz", timeout=BOUND_S)
 
 
 async def test_a_refusal_is_traced_to_its_caller_by_its_line_in_the_log(keyed: Keyed, system: System) -> None:

@@ -128,7 +128,7 @@ async def test_a_link_opens_one_object_and_says_what_it_is(store: Artifacts) -> 
     if link is None:
         assert "s3://" not in store.name  # a folder has no links
         return
-    async with httpx.AsyncClient(verify=NO_TLS) as http:
+    async with httpx.AsyncClient(verify=NO_TLS, timeout=BOUND_S) as http:
         whole = await http.get(link)
         part = await http.get(link, headers={"Range": "bytes=2-4"})
     assert (whole.status_code, whole.content, whole.headers["content-type"]) == (200, b"0123456789", "video/mp4")
@@ -146,7 +146,7 @@ async def test_a_link_that_was_changed_opens_nothing(seaweed: Seaweed, monkeypat
         await store.put(path, b"x")
     link = await store.link(PATH, lasts_s=60)
     assert link is not None
-    async with httpx.AsyncClient(verify=NO_TLS) as http:
+    async with httpx.AsyncClient(verify=NO_TLS, timeout=BOUND_S) as http:
         for other in (link.replace(PATH, "images/x"), link.replace("Expires=60", "Expires=600")):
             assert (await http.get(other)).status_code == 403
 

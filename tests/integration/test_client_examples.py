@@ -51,7 +51,9 @@ async def environment(gateway: GatewayProcess) -> AsyncIterator[dict[str, str]]:
     windows = replace(load_settings().catalog("tiny").windows, lease_renew_s=0.1)
     worker = Worker(link, windows, gateway.data_dir, "films", runs=FilmingRunner)
     await report_lane(link, "anisora", LaneState.WARM)
-    async with httpx.AsyncClient(base_url=gateway.url, headers={"Authorization": f"Bearer {key.text}"}) as http:
+    async with httpx.AsyncClient(
+        base_url=gateway.url, headers={"Authorization": f"Bearer {key.text}"}, timeout=BOUND_S
+    ) as http:
 
         async def is_warm() -> bool:
             answer = await http.get("/readyz")

@@ -41,7 +41,7 @@ def keyed_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ga
         async def prepare() -> str:
             link = await NatsLink.connect(process.nats.url, name="test")
             key = await add(link, "alice", ("submit", "read"), now=datetime.now(UTC))
-            async with httpx.AsyncClient(base_url=process.url, verify=NO_TLS) as client:
+            async with httpx.AsyncClient(base_url=process.url, verify=NO_TLS, timeout=BOUND_S) as client:
 
                 async def is_closed() -> bool:
                     return (await client.get("/settings")).status_code == 401
@@ -56,7 +56,7 @@ def keyed_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ga
 @pytest.fixture(scope="module")
 def document(keyed_gateway: tuple[GatewayProcess, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("document") / "openapi.json"
-    path.write_text(httpx.get(f"{keyed_gateway[0].url}/openapi.json", verify=NO_TLS).text)
+    path.write_text(httpx.get(f"{keyed_gateway[0].url}/openapi.json", verify=NO_TLS, timeout=BOUND_S).text)
     return path
 
 

@@ -15,7 +15,7 @@ from tests.kit.gateway import MODELS, GatewayProcess, provisioned_gateway
 from tests.kit.keyed import by, make
 from tests.kit.receivers import Answer, Received, receiving
 from tests.kit.samples import data_uri, picture
-from tests.kit.support import eventually
+from tests.kit.support import BOUND_S, eventually
 
 GOOD = {"model": "anisora", "prompt": "8", "seed": 7}
 ASYNC = {"prefer": "respond-async"}
@@ -329,7 +329,7 @@ async def test_a_gateway_whose_operator_said_nothing_fetches_nothing(gateway: Ga
     key = await make(link, "cat", "submit", "read")
     await link.close()
     try:
-        async with receiving(serving(PNG)) as host, httpx.AsyncClient(base_url=silent_one.url) as http:
+        async with receiving(serving(PNG)) as host, httpx.AsyncClient(base_url=silent_one.url, timeout=BOUND_S) as http:
 
             async def is_let_in() -> bool:
                 return (await http.get("/tasks", headers=by(key))).status_code == 200

@@ -28,6 +28,7 @@ from tests.integration.test_waiting import WaitingGateway
 from tests.kit.gateway import GatewayProcess
 from tests.kit.keyed import ASYNC, BODY, KEEP, Certificate, by, make, run
 from tests.kit.support import (
+    BOUND_S,
     KEEP_S,
     NatsServer,
     clean_environment,
@@ -52,7 +53,7 @@ async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_pa
         (tmp_path / "for-others").mkdir()
         for_others = WaitingGateway(gateway.nats, tmp_path / "for-others", "--host", "0.0.0.0")
         leave.callback(for_others.end)
-        async with httpx.AsyncClient(base_url=for_others.url) as http:
+        async with httpx.AsyncClient(base_url=for_others.url, timeout=BOUND_S) as http:
 
             async def asks_for_a_key() -> bool:
                 with contextlib.suppress(httpx.TransportError):
@@ -107,7 +108,7 @@ async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_pa
             await answers({}, 401)
         await asyncio.to_thread(gateway.stop)
         await asyncio.to_thread(gateway.start, *KEEP)
-        async with httpx.AsyncClient(base_url=gateway.url) as http:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as http:
             assert (await http.get("/settings")).status_code == 401
         await link.close()
 
@@ -182,7 +183,7 @@ def test_up_for_others_needs_a_key_first_and_then_speaks_https(tmp_path: Path) -
 
         eventually_sync(is_logged)
         assert "open:" not in output.read_text()
-        with httpx.Client(base_url=url, verify=certificate.trust()) as http:
+        with httpx.Client(base_url=url, verify=certificate.trust(), timeout=BOUND_S) as http:
             assert http.get("/tasks").status_code == 401
             assert http.get("/tasks", headers=by(presented)).status_code == 200
     finally:

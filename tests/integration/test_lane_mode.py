@@ -12,7 +12,7 @@ from contracts.lanes import LaneState
 from contracts.topology import CONTROL, control_key
 from tests.kit import warm_cli
 from tests.kit.gateway import GatewayProcess, System
-from tests.kit.support import KEEP_S, clean_environment, eventually
+from tests.kit.support import BOUND_S, KEEP_S, clean_environment, eventually
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ async def system(bare_system: System, second_gateway: GatewayProcess) -> System:
 
 
 async def shown(url: str) -> dict[str, Any]:
-    async with httpx.AsyncClient(base_url=url) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=BOUND_S) as http:
         lanes = (await http.get("/admin/lanes")).json()
     found: dict[str, Any] = next(model for model in lanes["models"] if model["model"] == "anisora")
     return found | {"ignored": lanes["ignored_control"]}
@@ -61,7 +61,7 @@ async def test_a_switch_set_on_one_gateway_is_obeyed_by_all(system: System, seco
     # the gateway that got the request obeys at once, the other one as soon as its watch delivers the switch
     assert (await system.submit())["route"] == "degraded"
     await every_gateway_says(system, second_gateway, "degraded", "degraded: manual")
-    async with httpx.AsyncClient(base_url=second_gateway.url) as http:
+    async with httpx.AsyncClient(base_url=second_gateway.url, timeout=BOUND_S) as http:
         assert (await http.get("/admin/lanes/anisora/mode")).json() == response.json()
     await system.http.put("/admin/lanes/anisora/mode", json={"mode": "auto"})
     assert (await system.submit())["route"] == "lane"

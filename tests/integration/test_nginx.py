@@ -93,7 +93,7 @@ class Nginx:
     def _answers(self) -> bool:
         assert self._process.poll() is None, self._log.read_text()
         try:
-            return httpx.get(f"{self.url}/healthz", verify=self.trust()).status_code == 200
+            return httpx.get(f"{self.url}/healthz", verify=self.trust(), timeout=BOUND_S).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -132,7 +132,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         found = Site(gateway, nginx)
         # without a key: the gateway only lets in clients on this machine that address it by a loopback name
         answers = [
-            httpx.get(f"{nginx.url}/tasks", verify=nginx.trust(), headers=headers)
+            httpx.get(f"{nginx.url}/tasks", verify=nginx.trust(), headers=headers, timeout=BOUND_S)
             for headers in ({"host": NAME}, {"host": f"{NAME}:443"}, {"host": "127.0.0.1"})
         ]
         assert [answer.status_code for answer in answers] == [403, 403, 200]
@@ -140,7 +140,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         made = asyncio.run(on_nats(with_key=True))
         assert made is not None
         found.key = made
-        eventually_sync(lambda: httpx.get(f"{gateway.url}/tasks").status_code == 401)
+        eventually_sync(lambda: httpx.get(f"{gateway.url}/tasks", timeout=BOUND_S).status_code == 401)
         yield found
 
 
@@ -151,7 +151,10 @@ async def submitted(http: httpx.AsyncClient) -> httpx.Response:
 
 
 async def test_every_address_leads_back_through_nginx(site: Site) -> None:
-    async with site.nginx.client(site.key) as http, httpx.AsyncClient(verify=site.nginx.trust()) as anywhere:
+    async with (
+        site.nginx.client(site.key) as http,
+        httpx.AsyncClient(verify=site.nginx.trust(), timeout=BOUND_S) as anywhere,
+    ):
         answer = await submitted(http)
         url = f"/warmlane/tasks/{answer.json()['id']}"
         assert answer.headers["location"] == url

@@ -18,7 +18,7 @@ from ops.nats.link import NatsLink
 from tests.integration.test_nginx import OPTIONS, Site, site
 from tests.kit.keyed import by
 from tests.kit.panel import Panel, chromium, panel_in
-from tests.kit.support import KEEP_S, eventually
+from tests.kit.support import BOUND_S, KEEP_S, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 __all__ = ["site"]  # the fixture: a gateway, an nginx in front of it, and a key of alice's
@@ -43,7 +43,7 @@ async def key_of(site: Site, caller: str, *scopes: KeyScope) -> Presented:
     link = await NatsLink.connect(site.gateway.nats.url, name="test")
     made = await add(link, caller, scopes, now=datetime.now(UTC))
     await link.close()
-    async with httpx.AsyncClient(base_url=site.gateway.url) as http:
+    async with httpx.AsyncClient(base_url=site.gateway.url, timeout=BOUND_S) as http:
 
         async def is_known() -> bool:
             return (await http.get("/settings", headers=by(made))).status_code == 200

@@ -24,7 +24,7 @@ from tests.kit.collector import Collector
 from tests.kit.gateway import GatewayProcess, provisioned_gateway
 from tests.kit.panel import Panel, chromium, panel_in
 from tests.kit.records import quarantined_slot, video_of
-from tests.kit.support import eventually
+from tests.kit.support import BOUND_S, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 WARM: Final = "AniSora V3.2"
@@ -55,7 +55,7 @@ async def panel(browser: Browser, gateway: GatewayProcess) -> AsyncIterator[Pane
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def http(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as client:
         yield client
 
 

@@ -15,7 +15,7 @@ from contracts.tasks import TaskStatus
 from ops.nats.link import NatsLink
 from tests.kit.collector import Collector
 from tests.kit.degraded import DegradedProcess, becomes, place, task_of
-from tests.kit.support import NatsServer, clean_environment, eventually_sync, free_port, shared_forks
+from tests.kit.support import BOUND_S, NatsServer, clean_environment, eventually_sync, free_port, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
 
@@ -53,7 +53,7 @@ async def test_a_swap_is_in_the_trace_of_the_request(
         second = await place(link, task_of("phr00t", 2, traceparent=f"00-{TRACE_ID}-{PARENT_ID}-01"))
         await becomes(link, first, TaskStatus.DONE)
         done = await becomes(link, second, TaskStatus.DONE)
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=BOUND_S) as http:
             text = (await http.get(f"http://127.0.0.1:{port}/metrics")).text
             probes = [(await http.get(f"http://127.0.0.1:{port}/{name}")).json() for name in ("livez", "readyz")]
         assert worker.stop() == 0  # it then sends what it has not sent yet

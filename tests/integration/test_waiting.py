@@ -73,7 +73,7 @@ def gateway(nats_server: NatsServer, tmp_path: Path) -> Iterator[WaitingGateway]
 async def test_a_gateway_waits_for_its_server_and_for_what_is_on_it(
     gateway: WaitingGateway, nats_server: NatsServer, catalog: Catalog
 ) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
 
         async def lives() -> bool:
             return await gateway.status(http, "/livez") == 200
@@ -107,7 +107,7 @@ async def test_a_gateway_waits_for_its_server_and_for_what_is_on_it(
 
 
 async def test_a_gateway_that_waits_leaves_when_it_is_told_to(gateway: WaitingGateway) -> None:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
 
         async def lives() -> bool:
             return await gateway.status(http, "/livez") == 200

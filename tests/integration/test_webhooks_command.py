@@ -17,7 +17,7 @@ from gateway.webhooks.signing import signed_headers
 from ops.commands.webhooks import command
 from tests.kit.gateway import System
 from tests.kit.receivers import answering, receiving
-from tests.kit.support import clean_environment, eventually_sync, free_port
+from tests.kit.support import BOUND_S, clean_environment, eventually_sync, free_port
 from tests.kit.webhooks import delivery, gateway, run, system
 
 __all__ = ["gateway", "system"]  # fixtures
@@ -102,7 +102,9 @@ def test_the_receiver_of_the_page_takes_what_is_signed_and_nothing_else(tmp_path
     def answer(signed_with: str) -> int | None:
         headers = signed_headers("m1", BODY, [signed_with], datetime.now(UTC))
         try:
-            return httpx.post(f"http://127.0.0.1:{port}/", content=BODY, headers=headers, trust_env=False).status_code
+            return httpx.post(
+                f"http://127.0.0.1:{port}/", content=BODY, headers=headers, trust_env=False, timeout=BOUND_S
+            ).status_code
         except httpx.ConnectError:
             assert process.poll() is None, (tmp_path / "out").read_text()
             return None

@@ -82,7 +82,7 @@ class GatewayProcess:
         assert self._process is not None
         assert self._process.poll() is None, self.log()
         try:
-            return httpx.get(f"{self.url}/healthz", verify=NO_TLS).status_code == 200
+            return httpx.get(f"{self.url}/healthz", verify=NO_TLS, timeout=BOUND_S).status_code == 200
         except httpx.TransportError:
             return False
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.kit.support import eventually_sync, free_port
+from tests.kit.support import BOUND_S, eventually_sync, free_port
 from tests.kit.tools import tool
 
 COMMITTED: Final = Path(__file__).parents[2] / "ops" / "deploy" / "observe" / "jaeger.yaml"
@@ -81,6 +81,6 @@ class Jaeger:
     def _answers(self) -> bool:
         assert self._process.poll() is None, Path(self._log.name).read_text()
         try:
-            return httpx.get(f"{self.url}/api/services", trust_env=False).is_success
+            return httpx.get(f"{self.url}/api/services", trust_env=False, timeout=BOUND_S).is_success
         except httpx.TransportError:
             return False

@@ -23,7 +23,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit import warm_cli
 from tests.kit.gateway import GatewayProcess, System, report_lane
-from tests.kit.support import KEEP_S, clean_environment, eventually
+from tests.kit.support import BOUND_S, KEEP_S, clean_environment, eventually
 
 BODY = {"model": "anisora", "prompt": "a red fox"}
 ASYNC = {"prefer": "respond-async"}
@@ -76,7 +76,7 @@ class TlsGateway(GatewayProcess):
         assert self._process is not None
         assert self._process.poll() is None, self.log()
         try:
-            return httpx.get(f"{self.url}/healthz", verify=self.certificate.trust()).status_code == 200
+            return httpx.get(f"{self.url}/healthz", verify=self.certificate.trust(), timeout=BOUND_S).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -166,7 +166,9 @@ def exchange(port: int, head: bytes, body: bytes = b"") -> bytes:
 
 async def every_gateway_answers(keyed: Keyed, key: Presented, status: int) -> None:
     for gateway in (keyed.gateway, keyed.tls):
-        async with httpx.AsyncClient(base_url=gateway.url, verify=keyed.tls.certificate.trust()) as http:
+        async with httpx.AsyncClient(
+            base_url=gateway.url, verify=keyed.tls.certificate.trust(), timeout=BOUND_S
+        ) as http:
 
             async def answers(http: httpx.AsyncClient = http) -> bool:
                 return (await http.get("/settings", headers=by(key))).status_code == status

@@ -182,7 +182,9 @@ def make_bucket(endpoint: str) -> bool:
         request = AWSRequest(method="PUT", url=f"{endpoint}/{path}", data=body)
         request.headers["X-Amz-Content-SHA256"] = hashlib.sha256(body).hexdigest()
         S3SigV4Auth(Credentials(KEY, SECRET), "s3", "us-east-1").add_auth(request)
-        return httpx.put(request.url, content=body, headers=dict(request.headers), verify=NO_TLS).status_code
+        return httpx.put(
+            request.url, content=body, headers=dict(request.headers), verify=NO_TLS, timeout=BOUND_S
+        ).status_code
 
     with contextlib.suppress(httpx.TransportError):
         if put(BUCKET, b"") in {200, 409}:

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from ops.telemetry import probes
 from ops.telemetry.probes import ProcessHealth, judged_by, probe_server
+from tests.kit.support import BOUND_S
 
 READY = ProcessHealth(True, "warm")
 WAITS = ProcessHealth(False, "waiting", "the server lacks DEGRADED; run `warmlane provision`")
@@ -27,7 +28,7 @@ def url() -> Iterator[str]:
 
 
 async def asked(url: str, path: str, method: str = "GET") -> httpx.Response:
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=BOUND_S) as http:
         return await http.request(method, url + path)
 
 
@@ -55,7 +56,7 @@ async def test_a_process_that_hangs_does_not_live(url: str, monkeypatch: pytest.
     answers: list[int] = []
 
     def ask() -> None:
-        answers.extend(httpx.get(url + path).status_code for path in ("/livez", "/readyz"))
+        answers.extend(httpx.get(url + path, timeout=BOUND_S).status_code for path in ("/livez", "/readyz"))
 
     with judged_by(lambda: READY):
         asking = threading.Thread(target=ask)
