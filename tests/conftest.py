@@ -16,6 +16,7 @@ from ops.nats.provisioning import provision, wanted
 from ops.telemetry.unreadable import unreadables
 from tests.kit import reaper
 from tests.kit.measured import Measured
+from tests.kit.patient import connected
 from tests.kit.support import (
     KEEP_S,
     ROGUE_HOST,
@@ -99,9 +100,11 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
 
 @pytest.fixture
 async def link(nats_server: NatsServer, catalog: Catalog) -> AsyncIterator[NatsLink]:
-    """A connection to a provisioned server."""
+    """A process's connection to a provisioned server."""
+    own = await connected(nats_server.url)
+    await provision(own, wanted(catalog, keep_s=KEEP_S))
+    await own.close()
     link = await NatsLink.connect(nats_server.url, name="test")
-    await provision(link, wanted(catalog, keep_s=KEEP_S))
     yield link
     await link.close()
 

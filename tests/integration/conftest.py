@@ -10,6 +10,7 @@ from contracts.topology import DEGRADED
 from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import MODELS, GatewayProcess, System, provisioned_gateway, report_lane
+from tests.kit.patient import connected
 from tests.kit.support import BOUND_S, NO_TLS
 
 
@@ -26,7 +27,7 @@ async def bare_system(bare_gateway: GatewayProcess) -> AsyncIterator[System]:
 
     A lane task that no lane takes goes to the degraded queue after 30 s, in the middle of any later test.
     """
-    link = await NatsLink.connect(bare_gateway.nats.url, name="test")
+    link = await connected(bare_gateway.nats.url)
     await js_of(link).purge_stream(DEGRADED)
     async with httpx.AsyncClient(base_url=bare_gateway.url, timeout=BOUND_S, verify=NO_TLS) as http:
         yield System(bare_gateway, link, http)
@@ -46,7 +47,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 @pytest.fixture
 async def http(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the gateway, with lanes that are reported warm again."""
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     for model in MODELS:
         await report_lane(link, model, LaneState.WARM)
     await link.close()
@@ -57,6 +58,6 @@ async def http(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def gateway_link(gateway: GatewayProcess) -> AsyncIterator[NatsLink]:
     """A connection to the gateway's server."""
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     yield link
     await link.close()

@@ -33,6 +33,7 @@ from ops.nats.retired import retired
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import Lane, SharedForkServer
+from tests.kit.patient import connected
 from tests.kit.records import after, pending_task, processing_task
 from tests.kit.support import KEEP_S, NatsServer, eventually, settings_file
 
@@ -60,8 +61,8 @@ async def bring_back(link: NatsLink, folder: Path) -> int:
 
 
 @contextlib.asynccontextmanager
-async def connected(server: NatsServer) -> AsyncIterator[NatsLink]:
-    link = await NatsLink.connect(server.url, name="after")
+async def link_to(server: NatsServer) -> AsyncIterator[NatsLink]:
+    link = await connected(server.url)
     yield link
     await link.close()
 
@@ -100,7 +101,7 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
     catalog = load_settings(settings).catalog("tiny")
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     await provision(link, wanted(catalog, keep_s=KEEP_S))
     gateway.start("--settings", str(settings))
     lane = Lane(link, catalog, tmp_path, fork_server=fork_server)
@@ -156,7 +157,7 @@ async def test_every_task_ends_once_after_the_server_lost_its_disk(
         assert result.exit_code == 0, result.output
         assert "tasks had not ended and go on" in result.output
         assert "forgotten since the backup are back" in result.output
-        system.link = link = await NatsLink.connect(gateway.nats.url, name="test")
+        system.link = link = await connected(gateway.nats.url)
         assert await differences(link, wanted(catalog, keep_s=KEEP_S)) == []
         assert {task_id: await link.entries.get(TASKS, task_id) for task_id in finished} == before
         came_back = {
@@ -242,7 +243,7 @@ async def test_a_record_that_outruns_its_snapshot_comes_back(
     await backup(link, wanted(catalog, keep_s=KEEP_S), tmp_path / "backup", on_bytes)
     assert moved.is_set()
     wipe(nats_server)
-    async with connected(nats_server) as link:
+    async with link_to(nats_server) as link:
         assert await bring_back(link, tmp_path / "backup") == 1
         entry = await link.entries.get(TASKS, task.id)
     assert entry is not None
@@ -267,7 +268,7 @@ async def test_a_backup_of_an_earlier_version_comes_back_without_its_timers(
     await backup(link, with_timers, tmp_path / "backup", lambda *_: None)
     assert (tmp_path / "backup" / RETIRED[0]).is_dir()
     wipe(nats_server)
-    async with connected(nats_server) as link:
+    async with link_to(nats_server) as link:
         assert await bring_back(link, tmp_path / "backup") == 2
         assert await differences(link, want) == []
         assert await retired(link) == []
@@ -335,7 +336,7 @@ async def test_what_is_refused_leaves_nothing_behind(
     assert not (tmp_path / "second.part").exists()
 
     wipe(nats_server)
-    async with connected(nats_server) as link:
+    async with link_to(nats_server) as link:
         archive = folder / "KV_tasks" / "stream.arc.s2"
         whole = archive.read_bytes()
         archive.write_bytes(whole[:-1])
@@ -364,7 +365,7 @@ async def test_a_restore_that_breaks_off_removes_what_it_brought(
         if name == lane_stream("phr00t"):
             raise KeyboardInterrupt
 
-    async with connected(nats_server) as link:
+    async with link_to(nats_server) as link:
         with pytest.raises(KeyboardInterrupt):
             await restore(link, tmp_path / "backup", break_off, replicas=None)
         assert (await js_of(link).account_info()).streams == 0

@@ -23,10 +23,10 @@ from gateway.placing.batches import Batches, BatchItem
 from gateway.placing.overload import Overloaded
 from gateway.services import Services
 from ops.artifacts import StorageFailed
-from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System, provisioned_gateway
 from tests.kit.gateway_parts import services_on
+from tests.kit.patient import connected
 from tests.kit.records import lane_report
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import BOUND_S, KEEP_S, NatsServer, eventually
@@ -55,7 +55,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 @pytest.fixture
 async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
     """The gateway's system, whose queue is empty, and is emptied afterwards."""
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as http:
         yield System(gateway, link, http)
         for task in await pending(http):

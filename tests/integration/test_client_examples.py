@@ -20,9 +20,9 @@ from msgspec.structs import replace
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from ops.nats.api_keys import add
-from ops.nats.link import NatsLink
 from tests.kit.filming import FRAMES, FilmingRunner
 from tests.kit.gateway import GatewayProcess, provisioned_gateway, report_lane
+from tests.kit.patient import connected
 from tests.kit.steered import Worker
 from tests.kit.support import BOUND_S, clean_environment, eventually
 
@@ -46,7 +46,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def environment(gateway: GatewayProcess) -> AsyncIterator[dict[str, str]]:
     """The environment of a program that calls the gateway, which has a warm lane and requires the key."""
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     key = await add(link, "alice", ("submit", "read"), rate_per_s=None, now=datetime.now(UTC))
     windows = replace(load_settings().catalog("tiny").windows, lease_renew_s=0.1)
     worker = Worker(link, windows, gateway.data_dir, "films", runs=FilmingRunner)

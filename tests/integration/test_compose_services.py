@@ -27,10 +27,10 @@ from ops.commands.durations import Duration
 from ops.commands.healthcheck import complaint
 from ops.machine.processes import warmlane_command
 from ops.nats.access import ROLES, password_variable
-from ops.nats.link import NatsLink
 from tests.kit.collector import Collector
 from tests.kit.compose import ROOT, dockerfile, image_environment, is_ours, services
 from tests.kit.degraded import leader_of
+from tests.kit.patient import connected
 from tests.kit.support import as_admin, eventually, eventually_sync, free_port, require_sound, shared_forks
 
 SECRETS: Final = {password_variable(role): f"pw-{role}" for role in ROLES} | {"WARMLANE_GRAFANA_PASSWORD": "pw-grafana"}
@@ -211,7 +211,7 @@ async def test_a_supervisor_in_the_place_of_the_lanes_obeys_the_mounted_quota(co
     """The supervisor runs its own command. A quota of no lanes keeps it from starting the next test's lanes."""
     composed.quota.write_text(json.dumps({"max_lanes": {"anisora": 0, "phr00t": 0}}))
     composed.start("supervisor")
-    link = await NatsLink.connect(composed.nats_url, name="test")
+    link = await connected(composed.nats_url)
     try:
         for model in ("anisora", "phr00t"):
 
@@ -229,7 +229,7 @@ async def test_a_supervisor_in_the_place_of_the_lanes_obeys_the_mounted_quota(co
 
 
 async def leader_at(url: str) -> Leadership | None:
-    link = await NatsLink.connect(url, name="test")
+    link = await connected(url)
     try:
         return await leader_of(link)
     finally:

@@ -24,6 +24,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.nats.shown_slots import lift
 from tests.kit.degraded import DegradedProcess, becomes, leader_of, leading, leads, place, setup_of, shown, task_of
+from tests.kit.patient import connected
 from tests.kit.records import NOW
 from tests.kit.stuck_card import StuckCard
 from tests.kit.support import KEEP_S, NatsServer, eventually, is_running, shared_forks
@@ -47,7 +48,7 @@ class Pair:
         self.second = self.worker("second")
 
     async def _provision(self) -> None:
-        link = await NatsLink.connect(self.nats.url, name="test")
+        link = await connected(self.nats.url)
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         await link.close()
 
@@ -76,7 +77,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 @pytest.fixture
 async def pair_link(pair: Pair) -> AsyncIterator[NatsLink]:
-    link = await NatsLink.connect(pair.nats.url, name="test")
+    link = await connected(pair.nats.url)
     yield link
     await link.close()
 

@@ -12,10 +12,10 @@ import pytest
 from contracts.settings import load_settings
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
-from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System
+from tests.kit.patient import connected
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import BOUND_S, KEEP_S, eventually
 
@@ -29,7 +29,7 @@ def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway
     first.nats.start()
 
     async def prepare() -> None:
-        link = await NatsLink.connect(first.nats.url, name="test")
+        link = await connected(first.nats.url)
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         await link.close()
 
@@ -47,7 +47,7 @@ def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gateway
 async def systems(gateways: tuple[GatewayProcess, GatewayProcess]) -> AsyncIterator[tuple[System, System]]:
     """Both gateways, with an empty queue."""
     first, second = gateways
-    link = await NatsLink.connect(first.nats.url, name="test")
+    link = await connected(first.nats.url)
     await js_of(link).purge_stream(DEGRADED)
     async with (
         httpx.AsyncClient(base_url=first.url, timeout=BOUND_S) as one,
@@ -174,7 +174,7 @@ async def test_two_gateways_displace_no_task_twice(systems: tuple[System, System
 async def test_it_is_off_by_default(tmp_path: Path) -> None:
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     try:
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         await asyncio.to_thread(gateway.start, "--keep", f"{KEEP_S:g}s")

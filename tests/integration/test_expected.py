@@ -17,6 +17,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, System
+from tests.kit.patient import connected
 from tests.kit.support import BOUND_S, KEEP_S, eventually
 
 RUN_S = 100.0
@@ -28,7 +29,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
     process.nats.start()
 
     async def prepare() -> None:
-        link = await NatsLink.connect(process.nats.url, name="test")
+        link = await connected(process.nats.url)
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         await link.close()
 
@@ -42,7 +43,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 @pytest.fixture
 async def system(gateway: GatewayProcess) -> AsyncIterator[System]:
     """A system in which a task of anisora has just begun; a run of that model takes RUN_S."""
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     await js_of(link).purge_stream(DEGRADED)
     async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as http:
         system = System(gateway, link, http)

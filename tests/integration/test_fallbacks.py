@@ -22,6 +22,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import client_of, js_of
 from tests.kit.gateway import GatewayProcess, System
+from tests.kit.patient import connected
 from tests.kit.support import KEEP_S, eventually
 
 
@@ -30,7 +31,7 @@ async def system(tmp_path: Path) -> AsyncIterator[System]:
     """A fresh gateway on a fresh server."""
     gateway = GatewayProcess(tmp_path)
     gateway.nats.start()
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
     await asyncio.to_thread(gateway.start, "--keep", f"{KEEP_S:g}s")
     async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:

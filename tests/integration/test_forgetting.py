@@ -23,6 +23,7 @@ from tests.integration.test_task_feed import page
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, provisioned_gateway
 from tests.kit.gateway_parts import services_on
+from tests.kit.patient import connected
 from tests.kit.played import finished
 from tests.kit.records import pending_task
 from tests.kit.support import KEEP_S as GATEWAYS_KEEP_S
@@ -210,7 +211,7 @@ async def test_a_gateway_that_is_killed_while_it_forgets_leaves_a_task_whole_or_
     short_lived: GatewayProcess,
 ) -> None:
     gateway = short_lived
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     body = {"model": "phr00t", "prompt": "x"}
     async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as http:
         tasks = []

@@ -22,8 +22,8 @@ import pytest
 
 from contracts.lanes import LaneState
 from ops.nats.api_keys import add
-from ops.nats.link import NatsLink
 from tests.kit.gateway import GatewayProcess, provisioned_gateway, report_lane
+from tests.kit.patient import connected
 from tests.kit.played import CONTENT, finished
 from tests.kit.support import BOUND_S, NO_TLS, eventually
 from tests.kit.tools import tool
@@ -39,7 +39,7 @@ def keyed_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ga
     with provisioned_gateway(tmp_path_factory.mktemp("gateway"), "anisora") as process:
 
         async def prepare() -> str:
-            link = await NatsLink.connect(process.nats.url, name="test")
+            link = await connected(process.nats.url)
             key = await add(link, "alice", ("submit", "read"), now=datetime.now(UTC))
             async with httpx.AsyncClient(base_url=process.url, verify=NO_TLS, timeout=BOUND_S) as client:
 
@@ -80,7 +80,7 @@ async def says(process: Process) -> dict[str, Any]:
 
 async def whole_job(gateway: GatewayProcess, key: str, *command: str | Path, **environment: str) -> None:
     """Runs *command*, a session of `tests/clients`, plays the worker of its task, and judges its output."""
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     await report_lane(link, "anisora", LaneState.WARM)
     env = os.environ | environment
     process = await asyncio.create_subprocess_exec(*command, gateway.url, key, stdout=PIPE, stderr=PIPE, env=env)

@@ -20,6 +20,7 @@ from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
+from tests.kit.patient import connected
 from tests.kit.records import lane_report
 from tests.kit.support import (
     BOUND_S,
@@ -118,7 +119,7 @@ def provisioned_gateway(
     process.nats.start()
 
     async def prepare() -> None:
-        link = await NatsLink.connect(process.nats.url, name="test")
+        link = await connected(process.nats.url)
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         for model in warm:
             await report_lane(link, model, LaneState.WARM)
@@ -236,7 +237,7 @@ async def fresh_system(folder: Path, settings: Path, **environment: str) -> Asyn
     async with contextlib.AsyncExitStack() as leave:
         leave.callback(gateway.nats.stop)
         gateway.nats.start()
-        link = await NatsLink.connect(gateway.nats.url, name="test")
+        link = await connected(gateway.nats.url)
         leave.push_async_callback(link.close)
         await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
         leave.callback(gateway.stop)

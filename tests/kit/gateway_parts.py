@@ -6,8 +6,8 @@ from pathlib import Path
 
 from contracts.settings import Catalog
 from gateway.services import Services
-from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
+from tests.kit.patient import connected
 from tests.kit.support import KEEP_S, NatsServer
 
 
@@ -17,7 +17,7 @@ async def services_on(
 ) -> AsyncIterator[Services]:
     """The services of a gateway on *server*, which this provisions first. Their artifacts are in a folder in
     *folder*."""
-    link = await NatsLink.connect(server.url, name="test")
+    link = await connected(server.url)
     await provision(link, wanted(catalog, keep_s=keep_s))
     await link.close()
     services = Services(catalog=catalog, nats=server.url, artifacts_dir=folder / "artifacts", keep_s=keep_s)

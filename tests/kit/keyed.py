@@ -23,6 +23,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit import warm_cli
 from tests.kit.gateway import GatewayProcess, System, report_lane
+from tests.kit.patient import connected
 from tests.kit.support import BOUND_S, KEEP_S, clean_environment, eventually
 
 BODY = {"model": "anisora", "prompt": "a red fox"}
@@ -96,7 +97,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     first.nats.start()
 
     async def prepare() -> dict[str, Presented]:
-        link = await NatsLink.connect(first.nats.url, name="test")
+        link = await connected(first.nats.url)
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         for model in ("anisora", "phr00t"):
             await report_lane(link, model, LaneState.WARM)
@@ -121,7 +122,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
 @pytest.fixture
 async def system(keyed: Keyed) -> AsyncIterator[System]:
     """Lanes that are warm now, and a client without a key."""
-    link = await NatsLink.connect(keyed.gateway.nats.url, name="test")
+    link = await connected(keyed.gateway.nats.url)
     for model in ("anisora", "phr00t"):
         await report_lane(link, model, LaneState.WARM)
     async with httpx.AsyncClient(base_url=keyed.gateway.url, timeout=60) as http:

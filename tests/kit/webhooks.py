@@ -14,9 +14,9 @@ from contracts import lifecycle
 from contracts.settings import load_settings
 from contracts.tasks import VideoFile, encode_task
 from contracts.topology import TASKS
-from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.gateway import GatewayProcess, System
+from tests.kit.patient import connected
 from tests.kit.support import BOUND_S, KEEP_S, eventually
 
 OPTIONS: Final = ("--keep", f"{KEEP_S:g}s", "--webhooks-allow", "127.0.0.0/8")
@@ -29,7 +29,7 @@ def allowing_gateway(folder: Path) -> Iterator[GatewayProcess]:
     process.nats.start()
 
     async def prepare() -> None:
-        link = await NatsLink.connect(process.nats.url, name="test")
+        link = await connected(process.nats.url)
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         await link.close()
 
@@ -45,7 +45,7 @@ def allowing_gateway(folder: Path) -> Iterator[GatewayProcess]:
 @contextlib.asynccontextmanager
 async def system_of(gateway: GatewayProcess) -> AsyncIterator[System]:
     """A client of *gateway*; the test plays the workers. The client's endpoints are removed afterwards."""
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S) as http:
         yield System(gateway, link, http)
         for endpoint in (await http.get("/webhooks")).json()["endpoints"]:
