@@ -145,6 +145,7 @@ async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
         unlimited, reads = by(keyed.keys["alice"]), by(keyed.keys["alice-reads"])
         await system.fill()
         text, declared_json = {"content-type": "text/plain"}, {"content-type": "application/json"}
+        stale = {"if-match": '"1"'}
         cut, wrong = b'{"model":', json.dumps(BODY | {"steps": 1}).encode()
         refusals: list[tuple[dict[str, str], bytes, int]] = [
             (text, b"x" * (BODY_MAX + 1), 413),
@@ -153,8 +154,9 @@ async def test_the_order_of_refusals(system: System, keyed: Keyed) -> None:
             (limited | text, cut, 415),
             (limited | declared_json, cut, 400),
             (limited | declared_json, wrong, 422),
-            (limited | declared_json, json.dumps(BODY).encode(), 429),
+            (limited | declared_json | stale, json.dumps(BODY).encode(), 429),
             (limited | text, json.dumps(BODY | {"prompt": "x" * 60_000}).encode(), 429),  # before it is parsed
+            (unlimited | declared_json | stale, json.dumps(BODY).encode(), 412),
             (unlimited | declared_json, json.dumps(BODY).encode(), 503),
         ]
         for headers, body, status in refusals:

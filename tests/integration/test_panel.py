@@ -207,7 +207,7 @@ async def test_a_full_queue_refuses_with_a_countdown_and_is_asked_again(panel: P
     await panel.send("one too many")
     refused = panel.sent.first
     await expect(refused).to_contain_text("Refused for now")
-    await expect(refused.locator(".countdown")).to_contain_text("asks to wait for")
+    await expect(refused.locator(".countdown")).to_contain_text("asks you to wait for")
     await expect(refused.get_by_role("button", name="Send again")).to_be_disabled()
     await refused.get_by_label("Send again by itself").check()
     await stage.http.delete(waiting[0]["links"]["self"])

@@ -100,7 +100,7 @@ async def test_keys_are_made_and_revoked_in_the_panel(panel: Panel, browser: Bro
     dialog = panel.page.get_by_role("dialog")
     await expect(dialog).to_contain_text("bob may then do this: submit, read.")
     await dialog.get_by_role("button", name="Make a key").click()
-    await expect(dialog).to_contain_text("it is shown this once")
+    await expect(dialog).to_contain_text("it is shown only once")
     secret = (await dialog.locator("pre").inner_text()).strip()
     await dialog.get_by_role("button", name="Close").click()
     async with panel_in(browser, site.nginx.url, ignore_https_errors=True) as other:

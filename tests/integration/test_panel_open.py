@@ -229,7 +229,7 @@ async def test_the_first_key_closes_the_gateway_and_this_page_goes_on(panel: Pan
     dialog = panel.page.get_by_role("dialog")
     await expect(dialog).to_contain_text("It is the first key, and it closes this gateway")
     await dialog.get_by_role("button", name="Make a key").click()
-    await expect(dialog).to_contain_text("it is shown this once")
+    await expect(dialog).to_contain_text("it is shown only once")
     secret = (await dialog.locator("pre").inner_text()).strip()
 
     async def is_closed() -> bool:
