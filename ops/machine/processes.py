@@ -165,6 +165,8 @@ def warmlane_command(*arguments: str) -> list[str]:
 
 def die_with_parent(parent_pid: int) -> None:
     """For the child between fork and exec: it gets SIGTERM when the thread of *parent_pid* that forked it ends."""
+    # Until exec the child has its parent's handler, which does nothing here: the signal comes only once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # the embedded server and the workers must not outlive a killed `warmlane up`, nor lanes their supervisor
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent_pid:  # the parent ended before the line above
