@@ -121,12 +121,17 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
 
 @pytest.fixture
 async def system(keyed: Keyed) -> AsyncIterator[System]:
-    """Lanes that are warm now, and a client without a key."""
+    """Lanes that are warm now, and a client without a key. No task of this test goes to the degraded queue, or back to
+    its lane, in the middle of a later one."""
     link = await connected(keyed.gateway.nats.url)
     for model in ("anisora", "phr00t"):
         await report_lane(link, model, LaneState.WARM)
     async with httpx.AsyncClient(base_url=keyed.gateway.url, timeout=60) as http:
         yield System(keyed.gateway, link, http)
+        operator, live = by(keyed.keys["operator"]), "/tasks?status=pending&status=processing&limit=100"
+        while tasks := (await http.get(live, headers=operator)).json()["tasks"]:
+            for task in tasks:
+                await http.delete(f"/tasks/{task['id']}", headers=operator)
     await link.close()
 
 
@@ -175,6 +180,11 @@ async def every_gateway_answers(keyed: Keyed, key: Presented, status: int) -> No
                 return (await http.get("/settings", headers=by(key))).status_code == status
 
             await eventually(answers)
+
+
+async def every_gateway_knows(keyed: Keyed, link: NatsLink) -> None:
+    """Returns when every gateway knows what became of the keys before this call: they learn it in this order."""
+    await every_gateway_answers(keyed, await make(link, "witness", "read"), 200)
 
 
 def asked(keyed: Keyed, *arguments: str, key: str | None, tls: bool = False, **more: str) -> tuple[int, str]:
