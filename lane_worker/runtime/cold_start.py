@@ -74,8 +74,10 @@ class ColdStartLog:
             await self._news.wait()
             self._news.clear()
             while self._unstored:
+                start = self._unstored[0]
                 try:
-                    await self._bucket.put(self._model, self._unstored[0])
+                    # the answer to an earlier try may have been lost
+                    await self._bucket.put(self._model, start, message_id=f"{start.worker} {start.started_at}")
                 except TransportUnavailable as error:
                     self._seldom.log(log.warning, "cold_start_not_stored", error=str(error))
                     await asyncio.sleep(RETRY_S)

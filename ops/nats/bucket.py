@@ -146,9 +146,11 @@ class Bucket(Generic[T]):
         encoded = self._content.encode(value)
         return await self._link.entries.update(self._content.bucket, key, encoded, revision=revision, ttl_s=ttl_s)
 
-    async def put(self, key: str, value: T) -> int:
-        """Stores *value*, whatever was there, and returns the new revision."""
-        return await self._link.entries.put(self._content.bucket, key, self._content.encode(value))
+    async def put(self, key: str, value: T, *, message_id: str | None = None) -> int:
+        """Stores *value*, whatever was there, and returns the new revision. Of writes with the same *message_id* within
+        two minutes the server stores the first."""
+        encoded = self._content.encode(value)
+        return await self._link.entries.put(self._content.bucket, key, encoded, message_id=message_id)
 
     async def delete(self, key: str, *, revision: int) -> int:
         """Puts a deletion marker at *key* if it is still at *revision*, and returns the marker's. Raises

@@ -65,9 +65,12 @@ class Entries:
             expected["Nats-TTL"] = f"{ttl_s:g}s"
         return await self._write(bucket, key, value, expected)
 
-    async def put(self, bucket: str, key: str, value: bytes) -> int:
-        """Stores *value*, whatever was there, and returns the new revision. Raises TransportUnavailable."""
-        return await self._write(bucket, key, value, {})
+    async def put(self, bucket: str, key: str, value: bytes, *, message_id: str | None = None) -> int:
+        """Stores *value*, whatever was there, and returns the new revision. Raises TransportUnavailable.
+
+        Of writes with the same *message_id* within two minutes the server stores the first.
+        """
+        return await self._write(bucket, key, value, {}, message_id)
 
     async def delete(self, bucket: str, key: str, *, revision: int) -> int:
         """Puts a deletion marker at *key*, as `nats kv del` does, if it is still at *revision*. Returns the marker's
@@ -88,9 +91,12 @@ class Entries:
             headers[Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value] = str(revision)
         await self._write(bucket, key, b"", headers)
 
-    async def _write(self, bucket: str, key: str, value: bytes, headers: dict[str, str]) -> int:
+    async def _write(
+        self, bucket: str, key: str, value: bytes, headers: dict[str, str], message_id: str | None = None
+    ) -> int:
         cuts = self._connection.cuts
-        ack = await self._messages.publish(bucket_subject(bucket, key), value, headers=headers)
+        subject = bucket_subject(bucket, key)
+        ack = await self._messages.publish(subject, value, message_id=message_id, headers=headers)
         self._watches.note(bucket, Mark(ack.seq, content=value), cuts)
         return ack.seq
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,10 +18,12 @@ from lane_worker.forking.outcome import SlotTaken
 from lane_worker.forking.slot import SlotLock
 from lane_worker.runtime.cold_start import ColdStartLog, process_started_at
 from ops.ending import end
+from ops.nats.client import Ack
+from ops.nats.errors import TransportUnavailable
 from ops.nats.link import NatsLink
 from tests.drills.cold_starts import cold_starts
 from tests.kit.lanes import Lane
-from tests.kit.support import NatsServer, eventually, shared_forks
+from tests.kit.support import BOUND_S, NatsServer, eventually, shared_forks
 
 
 async def known_starts(link: NatsLink) -> list[ColdStart]:
@@ -64,8 +67,36 @@ async def test_a_lane_that_does_not_get_its_slot_records_that(link: NatsLink, ca
     assert lock.unfinished is None
 
 
-async def test_the_record_of_a_start_waits_for_the_server(link: NatsLink, nats_server: NatsServer) -> None:
+async def test_a_start_is_recorded_once_though_the_answer_to_its_write_is_lost(
+    link: NatsLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise SC-006's share would count it twice."""
+    starts = ColdStartLog(link, model="phr00t", worker="phr00t-0", started_at=datetime.now(UTC))
+    publish, lost = link.messages.publish, asyncio.Event()
+
+    async def without_an_answer(*arguments: Any, **options: Any) -> Ack:
+        ack = await publish(*arguments, **options)
+        if lost.is_set():
+            return ack
+        lost.set()
+        raise TransportUnavailable("no answer")
+
+    monkeypatch.setattr(link.messages, "publish", without_an_answer)
+    running = asyncio.create_task(starts.run())
+    starts.warm()
+    starts.demanded()
+    starts.warm()
+    await starts.leave()
+    await end(running)
+    assert lost.is_set()
+    assert len(await known_starts(link)) == 2
+
+
+async def test_the_record_of_a_start_waits_for_the_server(
+    link: NatsLink, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A lane that failed at first is recorded once, with how its start ended in the end. So is one that gives up."""
+    monkeypatch.setattr("lane_worker.runtime.cold_start.LEAVE_S", BOUND_S)
     starts = ColdStartLog(link, model="phr00t", worker="phr00t-0", started_at=datetime.now(UTC))
     await asyncio.to_thread(nats_server.kill)
     running = asyncio.create_task(starts.run())
