@@ -20,6 +20,7 @@ from gateway.server.access_log import (
     request_id_of,
     shown_path,
 )
+from tests.kit.clock import let_pass
 
 SECRET = "0123456789abcdef" * 4
 KEY = f"wl_0123456789ab_{SECRET}"
@@ -162,7 +163,6 @@ async def test_what_the_application_raises_is_a_500() -> None:
 async def test_lines_that_were_left_out_are_counted_in_the_log_when_the_window_is_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(access_log, "WINDOW_S", 0.05)
     monkeypatch.setattr(access_log, "LINES_OF_CALLER_MAX", 0)
     said = asyncio.Event()
     monkeypatch.setattr(access_log.AccessLog, "_log_left_out", noticing(AccessLog._log_left_out, said))
@@ -170,6 +170,7 @@ async def test_lines_that_were_left_out_are_counted_in_the_log_when_the_window_i
         log = AccessLog()
         for _ in range(3):
             await ask(log, answering(404))
+        let_pass(WINDOW_S, monkeypatch)
         await said.wait()
     (line,) = logged
     assert (line["event"], line["requests"], line["callers"]) == ("requests_not_logged", 3, {"10.0.0.1": 3})
