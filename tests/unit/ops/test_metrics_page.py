@@ -15,6 +15,8 @@ from ops.telemetry import instruments, unreadable
 from ops.telemetry import page as metrics_page
 from ops.telemetry.metrics import CATALOGUE, ENDED_BY_GATEWAYS, ENDED_BY_WORKERS
 from ops.telemetry.page import Family, ProcessPage, Sample, answer_in, joined, page_of_all
+from tests.kit.clock import let_pass
+from tests.kit.support import BOUND_S, eventually
 
 OF_ITSELF = "process_cpu_seconds_total"
 
@@ -65,7 +67,16 @@ async def test_a_process_that_is_dead_stopped_or_answers_nonsense_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such a process does not delay the others. The folder has a path that is too long for a socket's name."""
-    monkeypatch.setattr(metrics_page, "ASK_S", 0.3)
+    monkeypatch.setattr(metrics_page, "ASK_S", BOUND_S)
+    answered: list[str] = []
+    ask = metrics_page._ask
+
+    async def noted(path: Path) -> ProcessPage | None:
+        page = await ask(path)
+        answered.append(path.name)
+        return page
+
+    monkeypatch.setattr(metrics_page, "_ask", noted)
     folder = tmp_path / ("deep" * 20) / ("deeper" * 20)
     stop = answer_in(folder, "lane", "anisora-0")
     own = folder / f"{os.getpid()}.sock"
@@ -83,7 +94,10 @@ async def test_a_process_that_is_dead_stopped_or_answers_nonsense_is_missing(
         for name, said in (("nonsense", b"\xc1no page"), ("gone", b""))
     ]
     try:
-        page = await page_of_all(folder)
+        asking = asyncio.create_task(page_of_all(folder))
+        await eventually(lambda: asyncio.sleep(0, len(answered) == 5))
+        let_pass(BOUND_S, monkeypatch)
+        page = await asking
     finally:
         await asyncio.gather(*answering)
         waiting.close()
@@ -94,6 +108,7 @@ async def test_a_process_that_is_dead_stopped_or_answers_nonsense_is_missing(
         for family in text_string_to_metric_families(page.decode())
         for sample in family.samples
     }
+    assert answered[5:] == ["stopped.sock"]
     assert names == {("warmlane/warmlane-lane", "anisora-0")}
     assert OF_ITSELF in page.decode()
     assert own.exists()
@@ -124,6 +139,7 @@ def test_a_loop_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -
         assert [instruments._asked_in(loop, source) for _ in range(3)] == [[], [], []]
         loop.run_until_complete(asyncio.sleep(0))
         assert len(asked) == 1, "of the three looks only the first one was left with the loop"
+        monkeypatch.setattr(instruments, "ANSWER_S", BOUND_S)
         again = asyncio.to_thread(instruments._asked_in, loop, source)
         assert loop.run_until_complete(again) == [(1.0, ())]
     finally:
