@@ -17,7 +17,8 @@ WAITS = ProcessHealth(False, "waiting", "the server lacks DEGRADED; run `warmlan
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(probes, "ANSWER_S", BOUND_S)
     server = probe_server("127.0.0.1", 0, make_wsgi_app(CollectorRegistry()))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -52,16 +53,17 @@ async def test_the_innermost_judge_says_whether_it_is_ready(url: str) -> None:
 
 
 async def test_a_process_that_hangs_does_not_live(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "ANSWER_S", 0.05)
     answers: list[int] = []
 
     def ask() -> None:
         answers.extend(httpx.get(url + path, timeout=BOUND_S).status_code for path in ("/livez", "/readyz"))
 
     with judged_by(lambda: READY):
-        asking = threading.Thread(target=ask)
-        asking.start()
-        asking.join()  # the event loop does nothing meanwhile
+        with monkeypatch.context() as short:
+            short.setattr(probes, "ANSWER_S", 0.05)
+            asking = threading.Thread(target=ask)
+            asking.start()
+            asking.join()  # the event loop does nothing meanwhile
         assert answers == [503, 503]
         await asyncio.sleep(0)
         assert (await asked(url, "/livez")).status_code == 200

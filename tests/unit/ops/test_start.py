@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from contracts.lanes import LaneState
+from ops.commands.up import start
 from ops.commands.up.start import StartStage, answers, how_started
 from ops.machine.processes import Process
+from tests.kit.support import BOUND_S
 
 WARM, LOADING, LOOPING, DENIED = LaneState.WARM, LaneState.LOADING, LaneState.CRASH_LOOPING, LaneState.QUOTA_DENIED
 
@@ -41,8 +43,9 @@ def test_a_system_without_lanes_is_ready_with_its_degraded_worker() -> None:
     assert how_started([], wanted=0, leads=True, answers=True, failing=[]) is StartStage.READY
 
 
-async def test_another_program_at_the_port_is_no_gateway() -> None:
+async def test_another_program_at_the_port_is_no_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     """A nats-server sends the first message, and another web server has no such page."""
+    monkeypatch.setattr(start, "PROBE_S", BOUND_S)
 
     async def at(line: bytes) -> bool:
         async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
