@@ -16,15 +16,16 @@ from tests.kit.support import eventually
 
 
 class Steered(SpanExporter):
-    """A collector that answers when *may_answer* is set, and keeps what it is sent."""
+    """A collector that answers when *may_answer* is set, and keeps what it is sent. *was_asked* is set before."""
 
     def __init__(self) -> None:
-        self.may_answer = threading.Event()
+        self.may_answer, self.was_asked = threading.Event(), threading.Event()
         self.names: list[str] = []
         self.result = SpanExportResult.SUCCESS
         self.error: Exception | None = None
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.was_asked.set()
         assert self.may_answer.wait(60)
         self.names += [span.name for span in spans]
         if self.error is not None:
@@ -82,12 +83,15 @@ async def test_a_collector_that_does_not_answer_is_waited_for_once(
     sends.ahead.may_answer.set()
     await eventually(lambda: asyncio.sleep(0, len(sends.ahead.names) == 2))
     sends.ahead.may_answer.clear()
-    waits = asyncio.create_task(sends.end("third"))
+    sends.ahead.was_asked.clear()
+    third = asyncio.create_task(sends.end("third"))
+    await asyncio.to_thread(sends.ahead.was_asked.wait)  # the sender has taken in the answers before it
+    waits = asyncio.create_task(sends.end("fourth"))
     await asyncio.sleep(0)
     assert not waits.done()
     sends.ahead.may_answer.set()
-    await waits
-    assert sends.ahead.names == ["first", "second", "third"]
+    await asyncio.gather(third, waits)
+    assert sends.ahead.names == ["first", "second", "third", "fourth"]
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("a plugin of the SDK's")])
