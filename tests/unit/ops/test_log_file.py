@@ -8,18 +8,23 @@ from pathlib import Path
 import pytest
 
 from ops.ending import end
-from ops.machine.log_file import HOPELESS, LogFile
+from ops.machine.log_file import HOPELESS, WHOLE_LINE_LOOK_EVERY_S, LogFile
 from ops.machine.processes import Process
 from tests.kit.small_disk import small_disk
-from tests.kit.support import eventually
+from tests.kit.support import BOUND_S, eventually
 
 MAX_BYTES = 64 * 1024
 LINE_BYTES = 100
-# two processes of one child append numbered lines, by turns on standard output and on standard error
+# Two processes of one child append numbered lines, by turns on standard output and on standard error. They go on until
+# some of the lines were moved.
 WRITER = """
-import json, os, sys
+import itertools, json, os, sys, time
 who = "child" if os.fork() == 0 else "parent"
-for number in range(int(sys.argv[1])):
+for number in itertools.count():
+    if number > 20_000:
+        if os.path.exists(sys.argv[1]):
+            break
+        time.sleep(0.001)
     os.write(1 + number % 2, json.dumps({"who": who, "number": number}).ljust(99).encode() + b"\\n")
 if who == "parent":
     os.wait()
@@ -35,16 +40,16 @@ async def test_what_several_processes_print_is_rotated_while_they_run(
 ) -> None:
     monkeypatch.setattr("ops.machine.log_file.LOOK_EVERY_S", 0.0)
     path = tmp_path / "logs" / "child.log"
+    old = path.with_suffix(".old.log")
     process = Process(
         "child",
-        [sys.executable, "-c", WRITER, "20000"],
+        [sys.executable, "-c", WRITER, str(old)],
         log_file=path,
         on_death=lambda *_: process.kill(),
         log_max_bytes=MAX_BYTES,
     )
     await process.run()
-    old = path.with_suffix(".old.log")
-    assert old.exists(), "4 MB were written, and none of it was moved"
+    await asyncio.get_running_loop().shutdown_default_executor()  # what is being moved is there when this returns
     assert {each.name for each in path.parent.iterdir()} == {path.name, old.name}
     last = {"child": -1, "parent": -1}
     for line in lines_of(old, path):
@@ -80,7 +85,10 @@ def test_a_log_that_grows_faster_than_it_is_copied_ends_with_a_whole_line(tmp_pa
     assert kept.path.read_bytes() == b""
 
 
-async def test_the_copy_waits_for_the_end_of_a_line_that_is_being_written(tmp_path: Path) -> None:
+async def test_the_copy_waits_for_the_end_of_a_line_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ops.machine.log_file.WHOLE_LINE_LOOKS", BOUND_S / WHOLE_LINE_LOOK_EVERY_S)
     kept = LogFile(tmp_path / "a.log", max_bytes=10)
     with kept.open() as file:
         file.write(b"a long line, ")
