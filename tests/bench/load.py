@@ -174,7 +174,8 @@ class _Tally:
 async def closed(
     address: Address, data: bytes | Sequence[bytes], *, connections: int, seconds: float, expected: int
 ) -> Load:
-    """Runs *connections* connections for *seconds*, each of which sends its next request when it has its answer.
+    """Runs *connections* connections for *seconds*, each of which sends its next request when it has its answer. Each
+    sends one at least.
 
     If *data* is several requests, each connection sends them one after the other. Raises OSError when no connection can
     be opened.
@@ -184,10 +185,10 @@ async def closed(
     tally, left, quiet = _Tally(expected), connections, asyncio.Event()
     until_s = time.perf_counter() + seconds
 
-    def go(line: Connection, number: int) -> None:
+    def go(line: Connection, number: int, *, is_first: bool = False) -> None:
         nonlocal left
         now_s = time.perf_counter()
-        if now_s >= until_s:
+        if now_s >= until_s and not is_first:
             left -= 1
             if not left:
                 quiet.set()
@@ -208,7 +209,7 @@ async def closed(
 
     try:
         for number, line in enumerate(lines):
-            go(line, number)
+            go(line, number, is_first=True)
         await _within(seconds + GRACE_S, quiet)
     finally:
         for line in lines:

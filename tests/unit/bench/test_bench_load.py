@@ -8,6 +8,7 @@ import pytest
 
 from tests.bench import load
 from tests.bench.load import Address, LoadFailed, closed, connect, paced, percentile, request, require_expected
+from tests.kit.support import eventually
 
 Serve = Callable[[int], Awaitable[bytes]]
 OK = b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\n{}"
@@ -89,9 +90,24 @@ async def test_another_status_is_no_answer() -> None:
 
 async def test_a_connection_that_is_cut_and_what_no_connection_is_left_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "GRACE_S", 0.05)
+    cut = 0
 
     async def never(_: int) -> bytes:
         raise ConnectionError
+
+    class Tally(load._Tally):
+        def take(self, since_s: float, outcome: load.Answer | ConnectionError) -> None:
+            nonlocal cut
+            super().take(since_s, outcome)
+            cut += 1
+
+    async def until_both_are_cut(*_: object) -> None:
+        nonlocal cut
+        await eventually(lambda: asyncio.sleep(0, cut == 2))
+        cut = 0
+
+    monkeypatch.setattr(load, "_Tally", Tally)
+    monkeypatch.setattr(load, "_within", until_both_are_cut)
 
     async with serving(never) as address:
         found = await paced(address, post(address), rate_per_s=400, seconds=0.025, connections=2, expected=202)
