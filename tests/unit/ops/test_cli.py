@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from contracts.settings import load_settings
 from ops.cli import COMMANDS, INTERRUPTED, cli
-from tests.kit.support import clean_environment, free_port
+from tests.kit.support import BOUND_S, clean_environment, free_port
 from tests.kit.terminal import Terminal
 
 ROOT = Path(__file__).parents[3]
@@ -82,7 +82,7 @@ def test_an_error_is_one_line_and_status_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [["demo"], ["submit", "anisora", "a fox", "--idempotency-key", "k1"]])
 def test_ctrl_c_ends_with_130_and_no_traceback(arguments: list[str], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(30)
+        listener.settimeout(BOUND_S)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         command = [sys.executable, "-m", "ops.cli", *arguments, "--out", str(tmp_path / "made"), "--url", url]
         process = subprocess.Popen(

@@ -7,13 +7,14 @@ import click
 import pytest
 
 from ops.machine.ports import require_distinct, require_free, why_not
+from tests.kit.support import free_port
 
 
 def test_a_taken_port_is_reported_as_taken() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-        with pytest.raises(click.ClickException, match=rf"port {port} on 127.0.0.1 is taken .*another with --port"):
-            require_free("127.0.0.1", port, option="--port")
+    port = free_port()  # which no outgoing connection takes when it is free again
+    taken = rf"port {port} on 127.0.0.1 is taken .*another with --port"
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(click.ClickException, match=taken):
+        require_free("127.0.0.1", port, option="--port")
     require_free("127.0.0.1", port, option="--port")
 
 

@@ -13,7 +13,7 @@ import pytest
 from ops.nats.access import access, make_users
 from ops.telemetry.probes import HUNG, STARTING, ProcessHealth, judged_by
 from ops.telemetry.service_manager import SOCKET_VARIABLE, lines_for, reporting_to_service_manager
-from tests.kit.support import eventually_sync
+from tests.kit.support import BOUND_S, eventually_sync
 
 WARM = ProcessHealth(True, "warm")
 DRAINS = ProcessHealth(False, "draining", "one\ntask")
@@ -24,7 +24,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listens:
         path = str(tmp_path / "notify")
         listens.bind(path)
-        listens.settimeout(30)
+        listens.settimeout(BOUND_S)
         monkeypatch.setenv(SOCKET_VARIABLE, path)
         yield listens
 
