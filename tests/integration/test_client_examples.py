@@ -19,7 +19,9 @@ from msgspec.structs import replace
 
 from contracts.lanes import LaneState
 from contracts.settings import load_settings
+from ops.ending import end
 from ops.nats.api_keys import add
+from ops.nats.link import NatsLink
 from tests.kit.filming import FRAMES, FilmingRunner
 from tests.kit.gateway import GatewayProcess, provisioned_gateway, report_lane
 from tests.kit.patient import connected
@@ -43,6 +45,13 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
         yield process
 
 
+async def beat(link: NatsLink) -> None:
+    """Reports the lane as warm, as often as a lane does: the programs take longer than a report counts."""
+    while True:
+        await report_lane(link, "anisora", LaneState.WARM)
+        await asyncio.sleep(5)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def environment(gateway: GatewayProcess) -> AsyncIterator[dict[str, str]]:
     """The environment of a program that calls the gateway, which has a warm lane and requires the key."""
@@ -50,7 +59,7 @@ async def environment(gateway: GatewayProcess) -> AsyncIterator[dict[str, str]]:
     key = await add(link, "alice", ("submit", "read"), rate_per_s=None, now=datetime.now(UTC))
     windows = replace(load_settings().catalog("tiny").windows, lease_renew_s=0.1)
     worker = Worker(link, windows, gateway.data_dir, "films", runs=FilmingRunner)
-    await report_lane(link, "anisora", LaneState.WARM)
+    beating = asyncio.create_task(beat(link))
     async with httpx.AsyncClient(
         base_url=gateway.url, headers={"Authorization": f"Bearer {key.text}"}, timeout=BOUND_S
     ) as http:
@@ -67,6 +76,7 @@ async def environment(gateway: GatewayProcess) -> AsyncIterator[dict[str, str]]:
         "OPENAI_API_KEY": key.text,
         "PATH": os.environ["PATH"],
     }
+    await end(beating)
     await worker.close()
     await link.close()
 
