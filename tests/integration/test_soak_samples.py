@@ -1,39 +1,50 @@
 """What `make soak` samples, on real processes."""
 
 import asyncio
-import os
+import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from contracts.settings import Catalog
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import wanted
 from tests.drills.soak_samples import Sampler
-from tests.kit.support import KEEP_S, command_line, eventually_sync
+from tests.kit.support import KEEP_S, children_of, command_line, eventually_sync
+
+# Forks a process, which becomes the lane late-0 at the first byte of input, and ends at the second.
+PROGRAM = """
+import os, sys
+lane = os.fork()
+if lane == 0:
+    os.read(0, 1)
+    os.execv(sys.executable, [sys.executable, "-c", "import os; os.read(0, 1)", "--name", "late-0"])
+os.waitpid(lane, 0)
+"""
 
 
-async def test_a_process_counts_once_as_what_it_was_last(link: NatsLink, catalog: Catalog, tmp_path: Path) -> None:
+@pytest.fixture
+def up() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that runs PROGRAM. Below the tests' own process may be what tests share, and what that forks."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.PIPE, bufsize=0) as up:
+        yield up
+
+
+async def test_a_process_counts_once_as_what_it_was_last(
+    up: "subprocess.Popen[bytes]", link: NatsLink, catalog: Catalog, tmp_path: Path
+) -> None:
     """Between its fork and its exec, a new process has the command line of the one that started it."""
-    reader, writer = os.pipe()
-    os.set_inheritable(reader, True)
-    lane = os.fork()
-    if lane == 0:
-        os.close(writer)
-        os.read(reader, 1)
-        program = f"import os; os.read({reader}, 1)"
-        os.execv(sys.executable, [sys.executable, "-c", program, "--name", "late-0"])
-    try:
-        sampler = Sampler(os.getpid(), link, wanted(catalog, keep_s=KEEP_S), tmp_path)
-        await sampler.take(0)
-        early = sampler.processes()
-        os.write(writer, b"x")
-        eventually_sync(lambda: "--name late-0" in command_line(lane))
-        await sampler.take(0)
-    finally:
-        os.close(writer)
-        os.close(reader)
-        await asyncio.to_thread(os.waitpid, lane, 0)
+    (lane,) = await asyncio.to_thread(eventually_sync, lambda: children_of(up.pid))
+    sampler = Sampler(up.pid, link, wanted(catalog, keep_s=KEEP_S), tmp_path)
+    await sampler.take(0)
+    early = sampler.processes()
+    assert up.stdin is not None
+    up.stdin.write(b"x")
+    await asyncio.to_thread(eventually_sync, lambda: "--name late-0" in command_line(lane))
+    await sampler.take(0)
     assert early["late-0"] == 0
     (what,) = early - sampler.processes()
     assert sampler.processes() == early - Counter([what]) + Counter(["late-0"])
