@@ -14,7 +14,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from contracts.generation.request import validate
-from contracts.lanes import LaneState
 from contracts.settings import load_settings
 from contracts.tasks import ReplacedParameter, decode_task, encode_task, keyed_task_id
 from contracts.topology import TASKS, work_stream, work_subject
@@ -22,7 +21,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.integration.test_http_generate import problem, stored
 from tests.kit.behind import js_of
-from tests.kit.gateway import MODELS, GatewayProcess, report_lane
+from tests.kit.gateway import MODELS, GatewayProcess, warm_lanes
 from tests.kit.records import pending_task
 from tests.kit.support import KEEP_S, reporting_file
 
@@ -74,8 +73,7 @@ async def pair(gateways: tuple[GatewayProcess, GatewayProcess]) -> AsyncIterator
     async with contextlib.AsyncExitStack() as leave:
         link = await NatsLink.connect(reporting.nats.url, name="test")
         leave.push_async_callback(link.close)
-        for model in MODELS:
-            await report_lane(link, model, LaneState.WARM)
+        await warm_lanes(link, reporting, rejecting)
         report, reject = [
             await leave.enter_async_context(httpx.AsyncClient(base_url=gateway.url, timeout=60))
             for gateway in (reporting, rejecting)

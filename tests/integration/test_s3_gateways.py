@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from contracts import lifecycle
-from contracts.lanes import LaneState
 from contracts.memory import MemoryReading
 from contracts.settings import load_settings
 from contracts.tasks import GenerationTask, ThumbnailFile, decode_task, encode_task
@@ -24,7 +23,7 @@ from ops.artifacts import CHUNK_BYTES, Artifacts
 from ops.commands.api.client import CommandClient
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
-from tests.kit.gateway import GatewayProcess, report_lane
+from tests.kit.gateway import GatewayProcess, warm_lanes
 from tests.kit.records import video_of
 from tests.kit.s3_servers import BUCKET, Manner, Moto, aws_environment, running, use
 from tests.kit.samples import data_uri, picture
@@ -69,7 +68,7 @@ def gateways(tmp_path_factory: pytest.TempPathFactory, moto: Moto) -> Iterator[t
 @pytest.fixture
 async def link(gateways: tuple[GatewayProcess, GatewayProcess]) -> AsyncIterator[NatsLink]:
     link = await NatsLink.connect(as_admin(gateways[0].nats.address), name="test")
-    await report_lane(link, "anisora", LaneState.WARM)
+    await warm_lanes(link, *gateways, models=["anisora"])
     yield link
     await link.close()
 

@@ -139,6 +139,20 @@ async def report_lane(link: NatsLink, model: str, state: LaneState, *, worker: s
     await link.entries.put(LANES, f"{model}.{name}", msgspec.json.encode(report))
 
 
+async def warm_lanes(link: NatsLink, *gateways: GatewayProcess, models: Sequence[str] = MODELS) -> None:
+    """Reports a warm lane of each of *models*; returns when each of *gateways* knows."""
+    for model in models:
+        await report_lane(link, model, LaneState.WARM)
+    async with httpx.AsyncClient(timeout=BOUND_S, verify=NO_TLS) as http:
+        for gateway in gateways:
+
+            async def knows(url: str = gateway.url) -> bool:
+                found = (await http.get(f"{url}/readyz")).json()["models"]
+                return all(found[model]["warm"] for model in models)
+
+            await eventually(knows)
+
+
 class System:
     """A gateway, a client of it, and a connection to its server: workers are played by hand."""
 
