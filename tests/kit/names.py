@@ -14,7 +14,7 @@ import dns.rrset
 
 from gateway.outbound.connecting import Resolve
 from gateway.rules.addresses import Address
-from tests.kit.support import free_port
+from tests.kit.support import BOUND_S, free_port
 
 
 class NameServer(asyncio.DatagramProtocol):
@@ -46,7 +46,8 @@ class NameServer(asyncio.DatagramProtocol):
             lambda: self, local_addr=("127.0.0.1", self.port)
         )
         resolver = dns.asyncresolver.Resolver(configure=False)
-        resolver.nameservers, resolver.port, resolver.lifetime = ["127.0.0.1"], self.port, 10
+        resolver.nameservers, resolver.port = ["127.0.0.1"], self.port
+        resolver.lifetime = resolver.timeout = BOUND_S  # it asks once: a second question would get another answer
         resolver.cache = None
 
         async def resolve(host: str, port: int) -> Sequence[Address]:
