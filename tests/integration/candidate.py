@@ -1,11 +1,13 @@
-"""A candidate for the leadership in a process of its own: `python -m tests.integration.candidate URL NAME`.
+"""A candidate for the leadership, in a process: `python -m tests.integration.candidate URL NAME TTL_S REFRESH_S`.
 
 It reports its state on standard output: `leads TERM`, `lost`. Nothing else runs in it.
 """
 
 import asyncio
 import sys
+from unittest.mock import patch
 
+from ops.nats import leader as leader_module
 from ops.nats.leader import Leader
 from ops.nats.link import NatsLink
 from ops.telemetry.logs import configure_logging
@@ -24,4 +26,6 @@ async def main(url: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    url, name, ttl_s, refresh_s = sys.argv[1:]
+    with patch.multiple(leader_module, LEADER_TTL_S=float(ttl_s), LEADER_REFRESH_S=float(refresh_s)):
+        asyncio.run(main(url, name))

@@ -16,6 +16,7 @@ import pytest
 from contracts.lanes import Leadership
 from contracts.topology import LEADER, LEADER_KEY, LEADER_REFRESH_S, LEADER_TTL_S
 from ops.ending import end
+from ops.nats import leader as leader_module
 from ops.nats.bucket import Versioned
 from ops.nats.buckets import LEADERSHIPS
 from ops.nats.entry import Entry
@@ -25,6 +26,9 @@ from tests.kit.support import NatsServer, clean_environment, eventually
 
 ROOT = Path(__file__).parents[2]
 STANDING = Standing(term=7, revision=9, sent_s=100.0)
+# A leader that stands still for some seconds, on a busy machine, is not to lose its key in a test of something else.
+LONG_TTL_S = 5
+OFTEN_S = 0.5
 
 
 def entry(owner: str | None, revision: int = 5) -> Entry:
@@ -73,12 +77,33 @@ async def candidates(link: NatsLink, nats_server: NatsServer) -> AsyncIterator[l
         await own.close()
 
 
+Times = Callable[[float, float], None]
+
+
+@pytest.fixture
+def times(monkeypatch: pytest.MonkeyPatch) -> Times:
+    """Sets how long the key lives, in whole seconds, and how often a leader of this process refreshes it.
+
+    Who does not get a core for that long loses the key, as the product promises. So the key lives long in a test that
+    does not wait for its end, and only as long as it must in one that does.
+    """
+
+    def are(ttl_s: float, refresh_s: float) -> None:
+        monkeypatch.setattr(leader_module, "LEADER_TTL_S", ttl_s)
+        monkeypatch.setattr(leader_module, "LEADER_REFRESH_S", refresh_s)
+
+    return are
+
+
 async def leadership(link: NatsLink) -> Leadership | None:
     found = await link.entries.get(LEADER, LEADER_KEY)
     return None if found is None or found.value is None else msgspec.json.decode(found.value, type=Leadership)
 
 
-async def test_one_of_many_leads_and_a_resignation_hands_over_at_once(link: NatsLink, candidates: list[Leader]) -> None:
+async def test_one_of_many_leads_and_a_resignation_hands_over_at_once(
+    link: NatsLink, candidates: list[Leader], times: Times
+) -> None:
+    times(60, LEADER_REFRESH_S)
     campaigns = {asyncio.create_task(leader.campaign()): leader for leader in candidates}
     terms = []
     while campaigns:
@@ -98,7 +123,8 @@ async def test_one_of_many_leads_and_a_resignation_hands_over_at_once(link: Nats
     assert terms == sorted(set(terms)), "terms grow: the lock of the slot relies on it"
 
 
-async def test_a_leader_says_at_once_when_it_serves(link: NatsLink) -> None:
+async def test_a_leader_says_at_once_when_it_serves(link: NatsLink, times: Times) -> None:
+    times(60, 30)
     leader = Leader(link, worker="w", owner="o", slot="cpu-0", serves_at_once=False)
     await leader.start()
     await leader.campaign()
@@ -117,14 +143,17 @@ async def test_a_leader_says_at_once_when_it_serves(link: NatsLink) -> None:
     await leader.resign()
 
 
-async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(link: NatsLink, candidates: list[Leader]) -> None:
+async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(
+    link: NatsLink, candidates: list[Leader], times: Times
+) -> None:
+    times(LONG_TTL_S, OFTEN_S)
     leader, standby, _ = candidates
     await leader.campaign()
     holding = asyncio.create_task(leader.hold())
     waiting = asyncio.create_task(standby.campaign())
     taken = await link.entries.get(LEADER, LEADER_KEY)
     assert taken is not None
-    revisions = LEADER_TTL_S / LEADER_REFRESH_S + 2
+    revisions = LONG_TTL_S / OFTEN_S + 1
 
     async def refreshed() -> bool:
         now = await link.entries.get(LEADER, LEADER_KEY)
@@ -142,14 +171,17 @@ async def test_a_leader_that_refreshes_keeps_the_key_beyond_its_time(link: NatsL
     await end(waiting)
 
 
-async def test_a_refresh_whose_answer_was_lost_is_no_loss(link: NatsLink, candidates: list[Leader]) -> None:
+async def test_a_refresh_whose_answer_was_lost_is_no_loss(
+    link: NatsLink, candidates: list[Leader], times: Times
+) -> None:
+    times(60, OFTEN_S)
     leader = candidates[0]
     term = await leader.campaign()
     stored = await link.entries.get(LEADER, LEADER_KEY)
     assert stored is not None
     assert stored.value is not None
     # the same write once more, as when only the answer was lost
-    lost = await link.entries.update(LEADER, LEADER_KEY, stored.value, revision=stored.revision, ttl_s=LEADER_TTL_S)
+    lost = await link.entries.update(LEADER, LEADER_KEY, stored.value, revision=stored.revision, ttl_s=60)
     holding = asyncio.create_task(leader.hold())
 
     async def refreshed() -> bool:
@@ -164,15 +196,16 @@ async def test_a_refresh_whose_answer_was_lost_is_no_loss(link: NatsLink, candid
 
 
 async def test_a_leader_that_is_cut_off_stops_leading_by_its_own_clock(
-    nats_server: NatsServer, candidates: list[Leader]
+    nats_server: NatsServer, candidates: list[Leader], times: Times
 ) -> None:
     """When the server comes back, some candidate leads again: a restart loses no standby."""
+    times(1, OFTEN_S)
     leader = candidates[0]
     term = await leader.campaign()
     holding = asyncio.create_task(leader.hold())
     waiting = asyncio.create_task(candidates[1].campaign())
     nats_server.kill()
-    await asyncio.wait_for(holding, LEADER_TTL_S * 3)
+    await asyncio.wait_for(holding, 60)
     assert not leader.is_leader(time.monotonic())
     assert not waiting.done()
     nats_server.start()
@@ -184,7 +217,7 @@ class Candidate:
 
     def __init__(self, url: str, name: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.candidate", url, name],
+            [sys.executable, "-m", "tests.integration.candidate", url, name, f"{LONG_TTL_S}", f"{OFTEN_S}"],
             cwd=ROOT,
             env=clean_environment(),
             stdout=subprocess.PIPE,
@@ -203,7 +236,7 @@ class Candidate:
         self._lines.close()
 
     async def says(self) -> str:
-        return (await asyncio.wait_for(asyncio.to_thread(self._lines.readline), 20)).strip()
+        return (await asyncio.wait_for(asyncio.to_thread(self._lines.readline), 60)).strip()
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
