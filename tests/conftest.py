@@ -15,6 +15,7 @@ from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from ops.telemetry.unreadable import unreadables
 from tests.kit import reaper
+from tests.kit.gate import Gate, gated_forks
 from tests.kit.measured import Measured
 from tests.kit.patient import connected
 from tests.kit.support import (
@@ -117,6 +118,12 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """A gate that is closed."""
+    return Gate(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def rogue_forks() -> None:
     """As `forks`, for hosts that misbehave when a test asks them to."""
@@ -150,11 +157,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
 
 @pytest.fixture(scope="module")
 def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    """As `system`, but a step takes half a second, so that a task runs for 2 s or more."""
+    """As `system`, but a step takes half a second, and a `Gate` can hold a task."""
     folder = tmp_path_factory.mktemp("slow")
     # only the process that is killed loses its lease, even where another one gets no core for seconds
     settings = settings_file(folder, heartbeat_s=1.0)
-    up = UpProcess(folder, "--settings", str(settings), "--step-seconds", "0.5", **shared_forks())
+    up = UpProcess(folder, "--settings", str(settings), "--step-seconds", "0.5", **gated_forks())
     up.start()
     yield up
     up.stop()

@@ -1,12 +1,10 @@
 """What a step does with the system, over HTTP, and reads from its files."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from lane_worker.forking.slot import read_note
 from tests.kit.support import eventually
 from tests.kit.system import UpProcess
 
@@ -51,7 +49,7 @@ class Caller:
 
         await eventually(runs, within_s=60)
         # the record says when the task is claimed; the lock's note says what the host runs
-        host = await eventually(lambda: asyncio.sleep(0, _host_with(self._up.data_dir, task_id, attempt)), within_s=60)
+        host = await eventually(lambda: asyncio.sleep(0, self._up.host_with(task_id, attempt)))
         assert host is not None
         return host
 
@@ -71,8 +69,3 @@ class Caller:
 
     async def is_warm(self, model: str) -> bool:
         return bool((await self._http.get("/readyz")).json()["models"][model]["warm"])
-
-
-def _host_with(data_dir: Path, task_id: str, attempt: int) -> int | None:
-    notes = [read_note(path) for path in (data_dir / "locks").glob("*.lock")]
-    return next((note.pid for note in notes if note and (note.task_id, note.attempt) == (task_id, attempt)), None)

@@ -3,12 +3,12 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.kit import warm_cli
-from tests.kit.support import clean_environment, eventually_sync, is_running, shared_forks
+from tests.kit.gate import Gate, gated_forks
+from tests.kit.support import clean_environment, eventually_sync, is_running
 from tests.kit.system import UpProcess
 
 
@@ -19,27 +19,14 @@ def up(slow_system: UpProcess) -> UpProcess:
     return slow_system
 
 
-def running(up: UpProcess, task_id: str, *, attempt: int = 1, steps: int = 0) -> dict[str, Any]:
-    """The task, once it is claimed for *attempt*, and *steps* steps of it are finished."""
-
-    def look() -> dict[str, Any] | None:
-        task = up.task(task_id)
-        assert task["status"] != "done", "too fast to be killed in mid-run"
-        is_attempt = task["status"] == "processing" and task["attempt"] == attempt
-        return task if is_attempt and task["progress"]["step"] >= steps else None
-
-    task = eventually_sync(look, within_s=60)
-    assert task is not None
-    return task
-
-
-def test_kill_9_of_a_lane_worker_in_mid_run(up: UpProcess) -> None:
-    """The lease runs out, the task is requeued, the worker that serves the model by then runs it: done, attempt 2."""
+def test_kill_9_of_a_lane_worker_in_mid_run(up: UpProcess, gate: Gate) -> None:
+    """The lease ends, the task is requeued, the worker that serves the model by then runs it: done, attempt 2."""
     worker, host = up.find("warmlane lane --model anisora"), up.host_of("anisora-0")
-    task = up.submit()
-    running(up, task["id"])
+    task = up.submit(prompt=gate.prompt)
+    up.runs(task["id"])
     os.kill(worker, signal.SIGKILL)
     eventually_sync(lambda: not is_running(host))  # the death pipe: no orphan holds the card
+    gate.open()
     done = up.ended(task["id"])
     assert (done["status"], done["attempt"]) == ("done", 2), done
 
@@ -51,12 +38,13 @@ def test_kill_9_of_a_lane_worker_in_mid_run(up: UpProcess) -> None:
     eventually_sync(lines, within_s=60)
 
 
-def test_kill_9_of_the_host_child_in_mid_run(up: UpProcess) -> None:
+def test_kill_9_of_the_host_child_in_mid_run(up: UpProcess, gate: Gate) -> None:
     """Its worker notices at once, gives the lease back, and starts a new host; the task runs again, here or there."""
     worker, host = up.find("warmlane lane --model phr00t"), up.host_of("phr00t-0")
-    task = up.submit(model="phr00t")
-    running(up, task["id"])
+    task = up.submit(model="phr00t", prompt=gate.prompt)
+    up.runs(task["id"])
     os.kill(host, signal.SIGKILL)
+    gate.open()
     done = up.ended(task["id"])
     assert (done["status"], done["attempt"]) == ("done", 2), done
     assert is_running(worker)
@@ -66,13 +54,11 @@ def test_kill_9_of_the_host_child_in_mid_run(up: UpProcess) -> None:
     assert lines == [(1, "host_lost"), (2, "done")]
 
 
-def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
-    task = up.submit()  # the model with the longer run: twice as long for this test to see that it runs
+def test_a_host_that_dies_twice_fails_the_task(up: UpProcess, gate: Gate) -> None:
+    task = up.submit(prompt=gate.prompt)
     for attempt in (1, 2):
-        # First the lane's host, then perhaps the degraded worker's. A worker that finds its host dead before the load
-        # starts another host, and the attempt goes on. So the test kills the host in a step.
-        worker = running(up, task["id"], attempt=attempt, steps=1)["worker"]
-        os.kill(up.host_of(worker), signal.SIGKILL)
+        # first the lane's host, then perhaps the degraded worker's
+        os.kill(up.runs(task["id"], attempt), signal.SIGKILL)
     failed = up.ended(task["id"])
     assert (failed["status"], failed["error"]["code"], failed["attempt"]) == ("failed", "worker_lost", 2)
     assert len(up.memory_lines(task["id"])) == 2
@@ -81,13 +67,14 @@ def test_a_host_that_dies_twice_fails_the_task(up: UpProcess) -> None:
     assert up.ended(again["id"])["status"] == "done"
 
 
-def test_kill_9_of_up_in_mid_run_and_a_restart(tmp_path: Path) -> None:
+def test_kill_9_of_up_in_mid_run_and_a_restart(tmp_path: Path, gate: Gate) -> None:
     """The old lane still drains while the new one starts: neither takes the other's files, slot or heartbeat."""
-    up = UpProcess(tmp_path, "--lanes", "phr00t=1", "--step-seconds", "1", **shared_forks())
+    up = UpProcess(tmp_path, "--lanes", "phr00t=1", "--step-seconds", "1", **gated_forks())
     up.start()
-    tasks = [up.submit(model="phr00t", num_frames=9) for _ in range(2)]
-    running(up, tasks[0]["id"])
+    tasks = [up.submit(model="phr00t", num_frames=9, prompt=gate.prompt) for _ in range(2)]
+    up.runs(tasks[0]["id"])
     os.kill(up.pid, signal.SIGKILL)
+    gate.open()
     eventually_sync(up.ports_are_free, within_s=60)
     up.start()
     ended = [up.ended(task["id"]) for task in tasks]
@@ -96,9 +83,9 @@ def test_kill_9_of_up_in_mid_run_and_a_restart(tmp_path: Path) -> None:
     up.stop()
 
 
-def test_cancelling_a_running_task_stops_it_within_a_step(up: UpProcess) -> None:
-    task = up.submit(num_frames=9)
-    running(up, task["id"])
+def test_cancelling_a_running_task_stops_it_within_a_step(up: UpProcess, gate: Gate) -> None:
+    task = up.submit(num_frames=9, prompt=gate.prompt)
+    up.runs(task["id"])
     answer = up.http.delete(f"/tasks/{task['id']}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (200, "cancelled")
     lines = eventually_sync(lambda: up.memory_lines(task["id"]))
@@ -110,14 +97,15 @@ def test_cancelling_a_running_task_stops_it_within_a_step(up: UpProcess) -> None
     assert not list(up.data_dir.glob(f"artifacts/videos/{task['id']}*"))
 
 
-def test_kill_9_of_the_server_and_of_the_gateway(up: UpProcess) -> None:
+def test_kill_9_of_the_server_and_of_the_gateway(up: UpProcess, gate: Gate) -> None:
     """The workers keep their work in hand and settle it afterwards; `up` restarts both processes."""
     server, gateway = up.find("nats-server"), up.find("warmlane gateway")
-    task = up.submit()
-    running(up, task["id"])
+    task = up.submit(prompt=gate.prompt)
+    up.runs(task["id"])
     os.kill(server, signal.SIGKILL)
     os.kill(gateway, signal.SIGKILL)
     eventually_sync(up.is_ready, within_s=60)
+    gate.open()
     done = up.ended(task["id"])
     assert (done["status"], done["attempt"]) == ("done", 1), done
 

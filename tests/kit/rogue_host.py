@@ -9,6 +9,7 @@ behaves.
 """
 
 import ctypes
+import os
 import re
 import signal
 import sys
@@ -31,6 +32,7 @@ from lane_worker.pipelines.cleanup import clean, release
 from lane_worker.pipelines.load import LoadTimes, load_pipeline, run_pipeline
 from lane_worker.pipelines.video import Frames
 from tests.kit.fault_texts import SAMPLES
+from tests.kit.gate import GATE
 
 COMMAND: Final = (sys.executable, "-m", "tests.kit.rogue_host")
 IN_A_USED_HOST: Final = "in a used host"
@@ -114,6 +116,10 @@ def _run(
         _fail_in(pipeline.vae.decoder)
 
     def step(number: int) -> None:
+        if gate := GATE.search(misdeed):
+            while not os.path.exists(gate[1]):
+                on_step(number)
+                time.sleep(0.02)  # between two looks
         if "ignore cancel" in misdeed:
             _ignore_cancel(on_step, number)
         else:

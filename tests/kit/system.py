@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from lane_worker.forking.slot import read_note
 from ops.machine.processes import warmlane_command
 from tests.kit.support import (
     below,
@@ -103,6 +104,20 @@ class UpProcess:
         self.find(f"--name {worker}")
         server = fork_servers_of(self.logs / f"{worker}.log")[-1]
         (host,) = children_of(server)
+        return host
+
+    def host_with(self, task_id: str, attempt: int) -> int | None:
+        """The pipeline host that runs *attempt* of the task, by the note in the lock of its slot."""
+        notes = [read_note(path) for path in (self.data_dir / "locks").glob("*.lock")]
+        return next((note.pid for note in notes if note and (note.task_id, note.attempt) == (task_id, attempt)), None)
+
+    def runs(self, task_id: str, attempt: int = 1) -> int:
+        """The pipeline host that runs *attempt* of the task, once one does. A `Gate` keeps it from ending before.
+
+        A worker whose host dies before that starts another one, and the attempt goes on.
+        """
+        host = eventually_sync(lambda: self.host_with(task_id, attempt))
+        assert host is not None
         return host
 
     def below(self) -> list[int]:
