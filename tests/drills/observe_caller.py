@@ -22,8 +22,8 @@ class Caller:
         body = {"model": model, "prompt": "a red fox"} | fields
         return await self._http.post("/generate", json=body, headers={"prefer": prefer} if prefer else {})
 
-    async def submit(self, model: str) -> str:
-        answer = await self.post(model)
+    async def submit(self, model: str, **fields: Any) -> str:
+        answer = await self.post(model, **fields)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 

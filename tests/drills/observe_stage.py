@@ -14,6 +14,7 @@ from msgspec import Struct
 from tests.drills.observe_caller import Caller
 from tests.faults.fleet import WINDOWS
 from tests.kit.collector import Collector
+from tests.kit.gate import Gate, gated_forks
 from tests.kit.jaeger import Jaeger, jaeger_program
 from tests.kit.support import eventually
 from tests.kit.system import UpProcess
@@ -56,8 +57,8 @@ def settings_for(folder: Path) -> Path:
 class Stage:
     """The system, the receiver, and the steps so far."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
-        """*environment* is added to that of `warmlane up`."""
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         program = jaeger_program()
         self.jaeger = None if program is None else Jaeger(program, folder)
         self.collector = Collector(hand_on=None if self.jaeger is None else self.jaeger.take)
@@ -72,7 +73,7 @@ class Stage:
             warm=["anisora"],
             OTEL_EXPORTER_OTLP_ENDPOINT=self.collector.url,
             **EXPORTS,
-            **environment,
+            **gated_forks(),
         )
         self.steps: dict[str, Step] = {}
 
@@ -99,6 +100,10 @@ class Stage:
         async with httpx.AsyncClient(base_url=self.up.url, timeout=60) as client:
             self.caller = Caller(self.up, client)
             yield
+
+    def gate(self) -> Gate:
+        """A gate that holds a task while the step acts."""
+        return Gate(self._folder)
 
     def lines(self) -> list[dict[str, Any]]:
         """What every process logged, a dict a line."""

@@ -69,7 +69,7 @@ async def rerouted_task(stage: Stage) -> None:
 async def failed_task(stage: Stage) -> None:
     """The task's pipeline host dies in both attempts."""
     async with stage.step("failed task") as step:
-        step.tasks["failed"] = task_id = await stage.caller.submit("phr00t")
+        step.tasks["failed"] = task_id = await stage.caller.submit("phr00t", prompt=stage.gate().prompt)
         for attempt in (1, 2):
             os.kill(await stage.caller.runs(task_id, attempt), signal.SIGKILL)
         await stage.caller.ends(task_id, "failed")
@@ -77,7 +77,7 @@ async def failed_task(stage: Stage) -> None:
 
 async def cancelled_task(stage: Stage) -> None:
     async with stage.step("cancelled task") as step:
-        step.tasks["cancelled"] = task_id = await stage.caller.submit("anisora")
+        step.tasks["cancelled"] = task_id = await stage.caller.submit("anisora", prompt=stage.gate().prompt)
         await stage.caller.runs(task_id, 1)
         await stage.caller.cancel(task_id)
         await stage.caller.ends(task_id, "failed")
@@ -85,10 +85,11 @@ async def cancelled_task(stage: Stage) -> None:
 
 async def lost_lane(stage: Stage) -> None:
     async with stage.step("lost lane") as step:
-        lane = stage.up.find("--name anisora-0")  # looked up first, so that the kill comes before the task ends
-        step.tasks["requeued"] = task_id = await stage.caller.submit("anisora")
+        lane, gate = stage.up.find("--name anisora-0"), stage.gate()
+        step.tasks["requeued"] = task_id = await stage.caller.submit("anisora", prompt=gate.prompt)
         await stage.caller.runs(task_id, 1)
         os.kill(lane, signal.SIGKILL)
+        gate.open()
         await stage.caller.ends(task_id, "done")
         await stage.caller.warm("anisora")
 

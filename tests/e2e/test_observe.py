@@ -20,7 +20,6 @@ from tests.drills.observe_stage import Stage
 from tests.drills.observe_steps import play
 from tests.kit.collector import SeenSpan
 from tests.kit.jaeger import MISSING, Jaeger
-from tests.kit.support import shared_forks
 
 DOC = DOCS.read_text(encoding="utf-8")
 MUSTS = rows(DOC)
@@ -29,7 +28,7 @@ MUSTS = rows(DOC)
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """The system after all steps."""
-    stage = Stage(tmp_path_factory.mktemp("observe"), **shared_forks())
+    stage = Stage(tmp_path_factory.mktemp("observe"))
     try:
         asyncio.run(play(stage, lambda _: None))
         yield stage

@@ -16,8 +16,9 @@ from PIL.PngImagePlugin import PngInfo
 from ops.machine.processes import warmlane_command
 from ops.nats.access import ROLES, environment_for
 from tests.kit.collector import Collector
+from tests.kit.gate import Gate, gated_forks
 from tests.kit.samples import damaged, data_uri
-from tests.kit.support import BOUND_S, children_of, clean_environment, command_line, eventually_sync, shared_forks
+from tests.kit.support import BOUND_S, children_of, clean_environment, command_line, eventually_sync
 from tests.kit.system import UpProcess
 
 PROMPT = "canaryprompt"
@@ -83,10 +84,10 @@ def wrong_requests(http: httpx.Client, image: str) -> list[httpx.Response]:
     return answers
 
 
-def test_no_secret_is_revealed(tmp_path: Path) -> None:
+def test_no_secret_is_revealed(tmp_path: Path, gate: Gate) -> None:
     collector = RawCollector()
     options = ("--lanes", "anisora=1,phr00t=0", "--step-seconds", "0.1")
-    up = UpProcess(tmp_path, *options, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **shared_forks())
+    up = UpProcess(tmp_path, *options, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **gated_forks())
     image = picture()
     try:
         up.start()
@@ -111,9 +112,9 @@ def test_no_secret_is_revealed(tmp_path: Path) -> None:
         noise = damaged(base64.b64decode(payload))
         broken = up.submit(prompt=PROMPT, image=data_uri(noise))
         assert up.ended(broken["id"])["error"]["code"] == "invalid_input"
-        killed = up.submit(prompt=PROMPT)
-        eventually_sync(lambda: up.task(killed["id"])["status"] == "processing")
-        os.kill(up.host_of("anisora-0"), 9)
+        killed = up.submit(prompt=f"{PROMPT} {gate.prompt}")
+        os.kill(up.runs(killed["id"]), 9)
+        gate.open()
         up.ended(killed["id"])
         refusals = wrong_requests(up.http, image)
         assert {answer.status_code for answer in refusals} == {400, 401, 403, 415, 422}

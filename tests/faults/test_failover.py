@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from contracts.topology import LEADER_TTL_S
 from lane_worker.forking.slot import lock_path, read_note
-from tests.kit.support import eventually_sync, is_running, settings_file, shared_forks
+from tests.kit.gate import Gate, gated_forks
+from tests.kit.support import eventually_sync, is_running, settings_file
 from tests.kit.system import UpProcess
 
 SLOT = "cpu-0"
@@ -49,11 +51,11 @@ class Card:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    """A degraded worker and its standby, and no lanes. A silent worker loses its lease after 2 s."""
+    """A degraded worker and its standby, and no lanes. A silent worker loses its lease when it loses the leadership."""
     folder = tmp_path_factory.mktemp("failover")
-    settings = settings_file(folder, lease_s=2.0, lease_renew_s=0.5, reconnect_grace_s=1.0)
+    settings = settings_file(folder, lease_s=LEADER_TTL_S, lease_renew_s=0.25, reconnect_grace_s=5.0)
     options = ("--lanes", "anisora=0,phr00t=0", "--standbys", "1", "--step-seconds", "0.5")
-    up = UpProcess(folder, *options, "--settings", str(settings), **shared_forks())
+    up = UpProcess(folder, *options, "--settings", str(settings), **gated_forks())
     up.start()
     yield up
     up.stop()
@@ -79,8 +81,13 @@ def role(up: UpProcess, name: str) -> str:
 
 
 def leader_and_standby(up: UpProcess) -> tuple[str, str]:
+    return in_turn(next(name for name in WORKERS if role(up, name) == "leads"))
+
+
+def in_turn(leader: str) -> tuple[str, str]:
+    """*leader*, then the other one."""
     first, second = WORKERS
-    return (first, second) if role(up, first) == "leads" else (second, first)
+    return (first, second) if leader == first else (second, first)
 
 
 def process_of(up: UpProcess, name: str) -> int:
@@ -97,28 +104,20 @@ def nobody_restarts(up: UpProcess) -> Iterator[None]:
         os.kill(up.pid, signal.SIGCONT)
 
 
-def running_task(up: UpProcess) -> dict[str, Any]:
-    """A task that the leader runs. It takes 4 s, so that even on a busy machine the test acts before it ends."""
-    task = up.submit(model="anisora", num_frames=9)
-
-    def look() -> dict[str, Any] | None:
-        now = up.task(task["id"])
-        assert now["status"] != "done", "too fast to be killed in mid-run"
-        return now if now["status"] == "processing" and now["progress"]["step"] else None
-
-    found = eventually_sync(look, within_s=60)
-    assert found is not None
-    return found
+def running_task(up: UpProcess, gate: Gate) -> dict[str, Any]:
+    """A task that the leader runs until *gate* is open."""
+    task = up.submit(model="anisora", num_frames=9, prompt=gate.prompt)
+    up.runs(task["id"])
+    return up.task(task["id"])
 
 
-def test_kill_9_of_the_leader(up: UpProcess) -> None:
-    leader, standby = leader_and_standby(up)
-    process = process_of(up, leader)
+def test_kill_9_of_the_leader(up: UpProcess, gate: Gate) -> None:
     with nobody_restarts(up):
-        task = running_task(up)
-        assert task["worker"] == leader
+        task = running_task(up, gate)
+        leader, standby = in_turn(task["worker"])
         host = up.host_of(leader)
-        os.kill(process, signal.SIGKILL)
+        os.kill(process_of(up, leader), signal.SIGKILL)
+        gate.open()
         done = up.ended(task["id"])
     assert (done["status"], done["attempt"], done["worker"]) == ("done", 2, standby), done
     assert not is_running(host)
@@ -128,18 +127,18 @@ def test_kill_9_of_the_leader(up: UpProcess) -> None:
     eventually_sync(lambda: f"degraded worker {standby} leads" in up.output.read_text())
 
 
-def test_sigstop_of_the_leader(up: UpProcess) -> None:
+def test_sigstop_of_the_leader(up: UpProcess, gate: Gate) -> None:
     """Its child would hold the card for ever: the standby kills the child. When the old leader wakes, it changes
     nothing, and stands by."""
-    leader, standby = leader_and_standby(up)
-    process = process_of(up, leader)
-    task = running_task(up)
-    host = up.host_of(leader)
+    task = running_task(up, gate)
+    leader, standby = in_turn(task["worker"])
+    process, host = process_of(up, leader), up.host_of(leader)
     os.kill(process, signal.SIGSTOP)
     try:
+        eventually_sync(lambda: not is_running(host))
+        gate.open()
         done = up.ended(task["id"])
         assert (done["status"], done["attempt"], done["worker"]) == ("done", 2, standby), done
-        assert not is_running(host)
         assert is_running(process)
     finally:
         os.kill(process, signal.SIGCONT)
@@ -180,11 +179,12 @@ def test_readyz_follows_a_leader_that_is_frozen_and_wakes(up: UpProcess) -> None
             os.kill(other, signal.SIGCONT)
 
 
-def test_kill_9_of_the_server(up: UpProcess) -> None:
+def test_kill_9_of_the_server(up: UpProcess, gate: Gate) -> None:
     """The worker keeps its work in hand, and a worker leads afterwards."""
-    task = running_task(up)
+    task = running_task(up, gate)
     os.kill(up.find("nats-server"), signal.SIGKILL)
     eventually_sync(up.is_ready, within_s=60)
+    gate.open()
     assert up.ended(task["id"])["status"] == "done"
     assert up.ended(up.submit(model="phr00t", num_frames=9)["id"])["status"] == "done"
 
