@@ -4,7 +4,7 @@ rest, and whether the `Retry-After` of a refusal is true."""
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
@@ -156,9 +156,11 @@ async def _until_full(offered: Offered) -> None:
         await asyncio.sleep(0.02)
 
 
-async def refused_once(offered: Offered, when: When) -> tuple[Answer, Answer]:
+async def refused_once(
+    offered: Offered, when: When, *, until: Callable[[], Awaitable[object]] | None = None
+) -> tuple[Answer, Answer]:
     """The refusal of a request by a full queue, and the answer to the same request when it is sent again and no other
-    request comes."""
+    request comes. That is when the refusal said, and not before *until* returns."""
     held: list[asyncio.Task[Answer]] = []
     while True:
         held.append(asyncio.create_task(offered.post(len(held))))
@@ -169,7 +171,9 @@ async def refused_once(offered: Offered, when: When) -> tuple[Answer, Answer]:
             raise LoadFailed(f"of {len(held)} requests at once the queue refuses none")
     first = held[-1].result()
     wait_s = first.retry_after_s / (2 if when == "half" else 1)
-    _, second = await _again(offered, -1, when, first.sent_s + first.took_s + wait_s)
+    if until is not None:
+        await until()
+    _, second = await _again(offered, -1, when, max(time.perf_counter(), first.sent_s + first.took_s + wait_s))
     await asyncio.gather(*held)
     await offered.records.until_all_ended()
     return first, second

@@ -3,12 +3,14 @@
 import contextlib
 import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 from msgspec import structs
 
+from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
 from tests.bench import accept, growth, overhead, overload, overload_figures, poll, swap
 from tests.bench.dispatch import delays_ms
 from tests.bench.load import LoadFailed, connect, request
@@ -41,7 +43,8 @@ from tests.bench.results import OTHERS
 from tests.bench.rounds import empty_folder
 from tests.bench.stacks import BODY, Contender, Given, Stack, contenders, degraded, direct
 from tests.bench.turns import scripted, through
-from tests.kit.support import settings_file, shared_forks
+from tests.kit.behind import js_of
+from tests.kit.support import eventually, settings_file, shared_forks
 
 SECONDS = 0.1
 FIGURES = {"per_s", "p50_ms", "p99_ms", "cpu_s", "busy_percent", "peak_mb", "others_percent"}
@@ -169,7 +172,12 @@ async def judge_overload(stack: Stack, bare: Contender, cores: Cores) -> None:
         found = overload_figures.figures_of(level)
         assert 0 < found["refused_percent"] <= 100
         assert 0 < found["refused_p50_ms"] <= found["refused_p99_ms"]
-        first, second = await overload.refused_once(offered, "full")
+
+        async def has_room() -> bool:  # later than the refusal said, if the worker got no core meanwhile
+            assert stack.link is not None
+            return (await js_of(stack.link).stream_info(DEGRADED)).state.messages < DEGRADED_MAX_MSGS
+
+        first, second = await overload.refused_once(offered, "full", until=partial(eventually, has_room))
         assert (first.status, first.limit, second.status) == (503, "depth", 202)
         assert first.retry_after_s >= 1
         refusals = await overload.refusals_of([bare], cores, offered, rounds=1, seconds=SECONDS, say=quiet)
