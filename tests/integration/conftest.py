@@ -11,7 +11,7 @@ from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import MODELS, GatewayProcess, System, provisioned_gateway, report_lane
 from tests.kit.patient import connected
-from tests.kit.support import BOUND_S, NO_TLS
+from tests.kit.support import BOUND_S, NO_TLS, eventually
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +53,12 @@ async def http(gateway: GatewayProcess) -> AsyncIterator[httpx.AsyncClient]:
         await report_lane(link, model, LaneState.WARM)
     await link.close()
     async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S, verify=NO_TLS) as client:
+
+        async def are_warm() -> bool:
+            models = (await client.get("/readyz")).json()["models"]
+            return all(models[model]["warm"] for model in MODELS)
+
+        await eventually(are_warm)  # an earlier test may have taken longer than a report counts
         yield client
 
 
