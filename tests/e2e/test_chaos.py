@@ -6,7 +6,6 @@ systems.
 
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
 from tests.drills.chaos import chaos
@@ -21,7 +20,6 @@ SEED = 53446
 FAULTS = 9
 
 
-@pytest.mark.timeout(480)
 async def test_forty_five_seconds_of_chaos_break_no_invariant(tmp_path: Path) -> None:
     history, summary = await chaos(
         tmp_path, seed=SEED, seconds=45, rate=5, count=FAULTS, console=QUIET, environment=shared_forks()

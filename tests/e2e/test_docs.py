@@ -147,7 +147,6 @@ FIRST_DAY: Final = (
 )
 
 
-@pytest.mark.timeout(300)
 def test_the_first_day_works_with_other_ports_names_and_locales(tmp_path: Path) -> None:
     """Other ports, names that are not ASCII or not UTF-8, a proxy in the environment and an odd locale. No command
     needs an option, since `up` writes its address into its folder, and none ends in a traceback."""

@@ -20,7 +20,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 MB = 1_000_000
 
 
-@pytest.mark.timeout(600)  # a bound, on a machine that is busy with other tests
 async def test_every_swap_releases_a_heavy_pipeline(heavy_folder: Path) -> None:
     """FR-002: `make swap`, shortened."""
     shared = fork_server_at(FORK_SERVER)

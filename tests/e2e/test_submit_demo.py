@@ -124,7 +124,6 @@ def newest_status(system: System, prompt: str) -> str | None:
     return str(tasks[0]["status"])
 
 
-@pytest.mark.timeout(300)
 def test_demo_alternates_saves_and_judges(system: System, tmp_path: Path) -> None:
 
     def all_idle() -> bool:
@@ -162,7 +161,6 @@ def degraded_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProces
     up.stop()
 
 
-@pytest.mark.timeout(300)
 def test_demo_degraded_shows_what_was_proven_before_each_load(degraded_only: UpProcess, tmp_path: Path) -> None:
     """FR-001..003, as far as a client can see it."""
     result = warmlane(degraded_only, "demo", "--degraded", "--requests", "4", "--out", str(tmp_path))

@@ -47,7 +47,6 @@ def marker(tmp_path: Path) -> Iterator[Path]:
                 process.kill()
 
 
-@pytest.mark.timeout(400)  # starting a system is slow on a busy machine
 @pytest.mark.parametrize(
     ("victim", "number", "fixtures", "expected"),
     [
