@@ -46,7 +46,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def phr00t_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     """One lane; the degraded worker serves the other model. The system imports torch for itself, so two tests share it;
     the second one ends it."""
-    up = UpProcess(tmp_path_factory.mktemp("phr00t"), "--lanes", "phr00t=1", "--step-seconds", "0.2")
+    up = UpProcess(tmp_path_factory.mktemp("phr00t"), "--lanes", "phr00t=1", "--step-seconds", "0.4")
     up.start()
     yield up
     up.stop()
@@ -65,10 +65,10 @@ def test_a_killed_supervisor_drains_its_lanes_and_is_started_again(phr00t_only: 
     servers = [fork_servers_of(up.logs / f"{worker}.log")[-1] for worker in ("phr00t-0", "degraded-0")]
     (shared,) = {psutil.Process(server).ppid() for server in servers}
     assert psutil.Process(shared).ppid() == up.pid
-    task = up.submit(model="phr00t")
-    eventually_sync(lambda: up.task(task["id"])["status"] == "processing")
     supervisor = up.find("warmlane supervisor")
     lanes = [*children_of(supervisor), servers[0], up.host_of("phr00t-0")]
+    task = up.submit(model="phr00t", num_frames=9)
+    up.runs(task["id"])
     os.kill(shared, signal.SIGKILL)
     assert all(is_running(pid) for pid in lanes)
     os.kill(supervisor, signal.SIGKILL)
@@ -88,8 +88,9 @@ def test_ctrl_c_finishes_the_task_in_hand_and_kill_9_takes_everything_with_it(ph
     """Neither of the two leaves a process behind."""
     up = phr00t_only
     # the first is answered when the degraded worker has taken it: in the other order, the lane's task might end before
-    tasks = [up.submit(model="anisora", num_frames=9), up.submit(model="phr00t")]
-    eventually_sync(lambda: all(up.task(task["id"])["status"] == "processing" for task in tasks), within_s=60)
+    tasks = [up.submit(model="anisora", num_frames=9), up.submit(model="phr00t", num_frames=9)]
+    for task in reversed(tasks):  # the shorter one first
+        up.runs(task["id"])
     assert [up.task(task["id"])["worker"] for task in tasks] == ["degraded-0", "phr00t-0"]
     below = up.below()
     # server, gateway, supervisor, shared fork server, two workers, each with a fork server and a host
