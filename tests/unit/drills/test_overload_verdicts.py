@@ -84,7 +84,12 @@ def test_a_good_run_passes() -> None:
         pytest.param({"lives": [life(5, swap=replace(SWAP, samples=1))]}, "swaps", id="one-sample"),
         pytest.param({"lives": [life(5, swap=replace(SWAP, free_bytes=799))]}, "swaps", id="no-room"),
         pytest.param({"lives": [life(5, swap=None)]}, "swaps", id="no-receipts"),
-        pytest.param({"lives": [life(30.01)]}, "longest wait", id="waited-too-long"),
+        pytest.param({"lives": [life(30.01)]}, "longest wait from the queue message to claim", id="waited-too-long"),
+        pytest.param(
+            {"lives": [life(5), life(30.01, FailureCode.QUEUE_OVERLOADED)]},
+            "longest wait from the queue message to refusal",
+            id="refused-too-late",
+        ),
         pytest.param({"lives": [life(5), life(None)]}, "still pending", id="still-pending"),
         pytest.param({"depths": [26]}, "deepest", id="too-deep"),
         pytest.param({"depths": [12]}, "deepest", id="no-overload"),
