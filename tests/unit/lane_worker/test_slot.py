@@ -12,6 +12,7 @@ import pytest
 from lane_worker.forking.host_messages import SlotNote
 from lane_worker.forking.outcome import SlotTaken
 from lane_worker.forking.slot import SlotHeld, SlotLock, lock_path, may_take_over, process_start, read_note
+from tests.kit.support import BOUND_S
 
 SLOT = "cpu-0"
 HOLDER = """
@@ -99,10 +100,10 @@ def test_a_slot_that_was_taken_meanwhile_is_given_up(tmp_path: Path) -> None:
 
 def test_waiting_ends_when_the_holder_does(tmp_path: Path, idle_holder: Holder) -> None:
     taken: list[SlotLock] = []
-    waiter = threading.Thread(target=lambda: taken.append(acquire(tmp_path, wait_s=30)))
+    waiter = threading.Thread(target=lambda: taken.append(acquire(tmp_path, wait_s=BOUND_S)))
     waiter.start()
     idle_holder.kill()
-    waiter.join(30)
+    waiter.join()
     assert taken
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import click
 import pytest
 
+from ops.nats import store_lock
 from ops.nats.store_lock import LOCK_FILE, StoreHolder, holding_store, store_holder
-from tests.kit.support import eventually_sync
+from tests.kit.support import BOUND_S, eventually_sync
 
 
 def test_nobody_holds_what_is_not_there(tmp_path: Path) -> None:
@@ -27,8 +28,11 @@ def test_the_second_process_learns_which_one_holds_the_lock(tmp_path: Path) -> N
             pass
 
 
-def test_a_server_that_outlives_its_parent_holds_it_and_the_next_one_waits_for_its_end(tmp_path: Path) -> None:
+def test_a_server_that_outlives_its_parent_holds_it_and_the_next_one_waits_for_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The note names a parent that has ended: this is what `kill -9` of a `warmlane up` leaves."""
+    monkeypatch.setattr(store_lock, "ENDS_WITHIN_S", BOUND_S)
     command = [sys.executable, "-c", "input()", "-sd", str(tmp_path / "nats")]
     with holding_store(tmp_path, "up", nats_port=4222) as lock:
         server = subprocess.Popen(command, pass_fds=[lock], stdin=subprocess.PIPE)
