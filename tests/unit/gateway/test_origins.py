@@ -1,6 +1,7 @@
 """From which pages, and under which names, a gateway may be called."""
 
 import socket
+from functools import partial
 from typing import Any
 
 import click
@@ -195,6 +196,8 @@ def test_a_name_is_judged_by_the_address_that_is_listened_on(
 
 
 @pytest.mark.parametrize("name", ["", "no such host", "256.256.256.256.256", "x" * 300])
-def test_what_is_no_host(name: str) -> None:
+def test_what_is_no_host(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No name server is asked: some know every name, and some do not answer."""
+    monkeypatch.setattr(socket, "getaddrinfo", partial(socket.getaddrinfo, flags=socket.AI_NUMERICHOST))
     with pytest.raises(ValueError, match="address"):
         ListenHost.of(name)
