@@ -23,7 +23,7 @@ from ops.nats.shown_slots import lift, read_slots
 from tests.kit.behind import js_of
 from tests.kit.degraded import shown
 from tests.kit.records import lane_report
-from tests.kit.support import KEEP_S, NatsServer, clean_environment, eventually
+from tests.kit.support import BOUND_S, KEEP_S, NatsServer, clean_environment, eventually
 
 SLOT = "cpu-7"
 DEAD = 1 << 22 | 7  # no process has this number
@@ -62,7 +62,7 @@ async def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         warmlane_command(*arguments),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=BOUND_S,
         env=clean_environment() | {"COLUMNS": "200"},
         check=False,
     )
@@ -107,7 +107,7 @@ async def test_a_quarantine_reaches_the_server_however_long_it_is_away(
     settled = asyncio.create_task(shown.settled())
     usable = asyncio.create_task(shown.usable())
     nats_server.start()
-    await asyncio.wait_for(settled, 60)
+    await asyncio.wait_for(settled, BOUND_S)
     now = await entry(link)
     assert now is not None
     assert (now.state, now.detail) == (SlotState.QUARANTINED, "3 GiB are still held")
@@ -148,7 +148,7 @@ async def test_a_quarantine_stands_until_an_operator_lifts_it(
     else:
         # as `nats kv del slots cpu-7`
         await link.messages.publish(f"$KV.{SLOTS}.{SLOT}", b"", headers={"KV-Operation": "DEL"})
-    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    await asyncio.wait_for(asyncio.gather(*waiting), BOUND_S)
     second.take()
     second.show(SlotState.LOADING, "anisora")
     await second.settled()
@@ -175,7 +175,7 @@ async def test_one_that_lost_the_slot_changes_nothing(
     assert now is not None
     assert (now.worker, now.state) == ("degraded-1", SlotState.RESIDENT)
     assert old.quarantine is None
-    await asyncio.wait_for(old.usable(), 10)
+    await asyncio.wait_for(old.usable(), BOUND_S)
 
 
 async def test_what_is_shown_is_written_again_and_removed_by_who_leaves(

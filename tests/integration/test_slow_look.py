@@ -1,5 +1,6 @@
 """The slow look finds on the server what a watch of the records did not bring, and does not read what it brought."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,7 @@ async def test_what_the_watch_did_not_bring_is_read_once_and_counted(link: NatsL
     async with watching(link) as (tasks, look):
         for task_id in ("brought", SKIPPED):
             await link.entries.create(TASKS, task_id, encode_task(pending_task(task_id)))
+        await eventually(lambda: asyncio.sleep(0, tasks.index.get("brought") is not None))
         assert await look.look() == 1
         assert await look.look() == 0
         assert tasks.deadlines.due(after(60), limit=9) == ["brought", SKIPPED]
