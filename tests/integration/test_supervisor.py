@@ -4,6 +4,7 @@ Where the order of two writes matters, tests in `test_supervisor_reports.py` mov
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,12 +25,13 @@ from tests.kit import warm_cli
 from tests.kit.gateway import System, fresh_system, report_lane
 from tests.kit.reported_lanes import Lanes, starts_of
 from tests.kit.support import (
+    all_end,
     below,
     children_of,
     clean_environment,
     command_line,
     eventually,
-    is_running,
+    fork_servers_of,
     logged_in,
     settings_file,
     shared_forks,
@@ -51,6 +53,11 @@ class Rig:
     def lane_pids(self) -> list[int]:
         return [pid for pid in children_of(self.process.pid) if "warmlane lane" in command_line(pid)]
 
+    def host(self) -> int:
+        """The pipeline host of phr00t-0."""
+        (host,) = children_of(fork_servers_of(self.data_dir / "logs" / "phr00t-0.log")[-1])
+        return host
+
     async def route_of(self, model: str) -> str:
         """Where the gateway sends a request now."""
         task = await self.system.submit(model)
@@ -64,6 +71,15 @@ class Rig:
 
         async def look() -> bool:
             return await self.route_of(model) == outcome
+
+        await eventually(look)
+
+    async def says(self, model: str, outcome: str) -> None:
+        """As `routes`, by what the gateway reports: no lane gets a task."""
+
+        async def look() -> bool:
+            models = (await self.system.http.get("/admin/lanes")).json()["models"]
+            return outcome in [each["route"]["outcome"] for each in models if each["model"] == model]
 
         await eventually(look)
 
@@ -90,7 +106,7 @@ async def supervised(system: System, data_dir: Path, *options: str) -> AsyncIter
         started = below(process.pid, data_dir / "logs")
         process.terminate()
         assert await asyncio.to_thread(process.wait, 60) == 0, (data_dir / "supervisor.log").read_text()
-        assert [pid for pid in started if is_running(pid)] == []
+        all_end(started)
         await lanes.are_gone("anisora-0", "phr00t-0")
     finally:
         process.send_signal(signal.SIGQUIT)
@@ -120,7 +136,7 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
     quota = tmp_path / "quota.json"
     quota.write_text('{"max_lanes": {"phr00t": 0}}')
     data_dir = quick_system.gateway.data_dir
-    options = ("--lanes", "phr00t=1", "--quota", str(quota), "--step-seconds", "0.3")
+    options = ("--lanes", "phr00t=1", "--quota", str(quota))
     async with supervised(quick_system, data_dir, *options) as rig:
         denied = await rig.lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
         assert denied.detail == "the quota file allows 0 of phr00t"
@@ -132,14 +148,18 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
 
         quota.write_text('{"max_lanes": {"phr00t": 1}}')
         await rig.lanes.becomes("phr00t-0", LaneState.WARM)
-        await rig.routes("phr00t", "lane")
+        await rig.says("phr00t", "lane")
 
         (killed,) = rig.lane_pids()
         given = Path(f"/proc/{killed}/environ").read_bytes()  # has the lane's own password, and not the supervisor's
         assert (b"pw-lane" in given, b"pw-supervisor" in given, b"pw-admin" in given) == (True, False, False)
+        host = rig.host()
+        os.kill(host, signal.SIGSTOP)  # or the task might end before the test has seen that it runs
         in_hand = (await quick_system.submit("phr00t"))["id"]
         await rig.lanes.holds("phr00t-0", in_hand)
         os.kill(killed, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(host, signal.SIGCONT)
         # the task is requeued before its lease ends
         requeued = await quick_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
         assert [(line.event, line.detail) for line in requeued.timeline[-2:]] == [
@@ -155,8 +175,10 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         assert speakers[-1] == new.pid
         said = next(beat for _, beat in rig.lanes.reported[::-1] if beat is not None and beat.pid == rig.process.pid)
         assert said.detail.startswith("ended (signal 9, SIGKILL); ")
-        await rig.routes("phr00t", "lane")
+        await rig.says("phr00t", "lane")
 
+        host = rig.host()
+        os.kill(host, signal.SIGSTOP)
         task = await quick_system.submit("phr00t")
         await quick_system.becomes(task["id"], TaskStatus.PROCESSING, epoch=0)
         served = len(rig.lanes.entries)
@@ -164,6 +186,7 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         draining = await rig.lanes.becomes("phr00t-0", LaneState.DRAINING)
         assert (draining.pid, draining.leaving_for) == (new.pid, "quota")
         await rig.routes("phr00t", "degraded: quota")
+        os.kill(host, signal.SIGCONT)
         await rig.lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
         # at no moment in between was the cause another one, not even when the process ended
         assert [cause for cause in rig.lanes.causes("phr00t", since=served) if cause] == ["quota"]
@@ -179,7 +202,9 @@ async def test_a_lane_that_cannot_start_is_no_denial(bare_system: System, tmp_pa
     data_dir.mkdir()
     (data_dir / "artifacts").write_text("no folder")
     async with supervised(bare_system, data_dir, "--gpus", "2") as rig:
-        looping = await rig.lanes.becomes("anisora-0", LaneState.CRASH_LOOPING)
+        await rig.lanes.becomes("anisora-0", LaneState.CRASH_LOOPING)
+        said = (beat for name, beat in rig.lanes.reported if name == "anisora-0" and beat is not None)
+        looping = next(beat for beat in said if beat.state is LaneState.CRASH_LOOPING)
         assert looping.slot == "cpu-0"
         assert "it ended 3 times in a row before it was warm; the last: status 1: " in looping.detail
         assert str(data_dir / "artifacts") in looping.detail
