@@ -26,7 +26,7 @@ from tests.bench.stacks import Contender, Given, Stack
 # A caller may have 500 streams open at a gateway.
 CALLERS: Final = 4
 END_PER_S: Final = 200.0
-ANSWER_S: Final = 20.0
+ANSWER_S: Final = 60.0
 LEASE_S: Final = 3_600.0
 
 
