@@ -4,7 +4,6 @@ Where the order of two writes matters, tests in `test_supervisor_reports.py` mov
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from contracts.topology import LANES
 from ops.machine.processes import warmlane_command
 from ops.nats.link import NatsLink
 from tests.kit import warm_cli
+from tests.kit.gate import Gate, gated_forks
 from tests.kit.gateway import System, fresh_system, report_lane
 from tests.kit.reported_lanes import Lanes, starts_of
 from tests.kit.support import (
@@ -31,13 +31,11 @@ from tests.kit.support import (
     clean_environment,
     command_line,
     eventually,
-    fork_servers_of,
     logged_in,
     settings_file,
-    shared_forks,
 )
 
-pytestmark = pytest.mark.usefixtures("forks")
+pytestmark = pytest.mark.usefixtures("forks", "rogue_forks")
 
 
 class Rig:
@@ -53,10 +51,11 @@ class Rig:
     def lane_pids(self) -> list[int]:
         return [pid for pid in children_of(self.process.pid) if "warmlane lane" in command_line(pid)]
 
-    def host(self) -> int:
-        """The pipeline host of phr00t-0."""
-        (host,) = children_of(fork_servers_of(self.data_dir / "logs" / "phr00t-0.log")[-1])
-        return host
+    async def submit(self, model: str, gate: Gate) -> str:
+        """Submits a task that *gate* holds in its first step; returns its id."""
+        body = {"model": model, "prompt": gate.prompt}
+        answer = await self.system.http.post("/generate", json=body, headers={"prefer": "respond-async"})
+        return str(answer.json()["id"])
 
     async def route_of(self, model: str) -> str:
         """Where the gateway sends a request now."""
@@ -75,7 +74,7 @@ class Rig:
         await eventually(look)
 
     async def says(self, model: str, outcome: str) -> None:
-        """As `routes`, by what the gateway reports: no lane gets a task."""
+        """As `routes`, by what the gateway reports."""
 
         async def look() -> bool:
             models = (await self.system.http.get("/admin/lanes")).json()["models"]
@@ -85,7 +84,7 @@ class Rig:
 
 
 def _popen(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment() | shared_forks())
+    return subprocess.Popen(command, stdout=log, stderr=log, env=clean_environment() | gated_forks())
 
 
 @asynccontextmanager
@@ -153,13 +152,9 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         (killed,) = rig.lane_pids()
         given = Path(f"/proc/{killed}/environ").read_bytes()  # has the lane's own password, and not the supervisor's
         assert (b"pw-lane" in given, b"pw-supervisor" in given, b"pw-admin" in given) == (True, False, False)
-        host = rig.host()
-        os.kill(host, signal.SIGSTOP)  # or the task might end before the test has seen that it runs
-        in_hand = (await quick_system.submit("phr00t"))["id"]
+        in_hand = await rig.submit("phr00t", Gate(tmp_path))
         await rig.lanes.holds("phr00t-0", in_hand)
         os.kill(killed, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(host, signal.SIGCONT)
         # the task is requeued before its lease ends
         requeued = await quick_system.becomes(in_hand, TaskStatus.PENDING, epoch=1)
         assert [(line.event, line.detail) for line in requeued.timeline[-2:]] == [
@@ -177,21 +172,20 @@ async def test_a_quota_that_rises_and_falls_and_a_lane_that_is_killed(quick_syst
         assert said.detail.startswith("ended (signal 9, SIGKILL); ")
         await rig.says("phr00t", "lane")
 
-        host = rig.host()
-        os.kill(host, signal.SIGSTOP)
-        task = await quick_system.submit("phr00t")
-        await quick_system.becomes(task["id"], TaskStatus.PROCESSING, epoch=0)
+        gate = Gate(tmp_path)
+        task_id = await rig.submit("phr00t", gate)
+        await quick_system.becomes(task_id, TaskStatus.PROCESSING, epoch=0)
         served = len(rig.lanes.entries)
         quota.write_text('{"max_lanes": {"phr00t": 0}}')
         draining = await rig.lanes.becomes("phr00t-0", LaneState.DRAINING)
         assert (draining.pid, draining.leaving_for) == (new.pid, "quota")
         await rig.routes("phr00t", "degraded: quota")
-        os.kill(host, signal.SIGCONT)
+        gate.open()
         await rig.lanes.becomes("phr00t-0", LaneState.QUOTA_DENIED)
         # at no moment in between was the cause another one, not even when the process ended
         assert [cause for cause in rig.lanes.causes("phr00t", since=served) if cause] == ["quota"]
         assert (LaneState.DRAINING, new.pid) in rig.lanes.states("phr00t-0")
-        record, _ = await quick_system.record(task["id"])
+        record, _ = await quick_system.record(task_id)
         assert (record.status.value, record.attempt) == ("done", 1)
         assert rig.lane_pids() == []
 
