@@ -75,9 +75,9 @@ async def test_switches_and_lanes_are_seen_again_while_requests_flow(system: Sys
 
         await eventually(routed)
         await put_when_it_answers(system, b"auto")
-        await report_lane(system.link, "anisora", LaneState.WARM)
 
         async def back() -> bool:
+            await report_lane(system.link, "anisora", LaneState.WARM)  # a report counts for HEALTH_S only
             return routes[-1] == "lane"
 
         await eventually(back)
