@@ -1,16 +1,18 @@
 """When a lane gives up its warm pipeline, and when it does not: lanes in this process, with real pipeline hosts."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from contracts.lanes import LaneState, SlotState, VideoPipelineSlot
 from contracts.settings import Catalog, Warmth, load_settings
 from contracts.tasks import FailureCode, GenerationTask, TaskStatus
-from contracts.topology import demand_subject
+from contracts.topology import SLOTS, demand_subject
 from degraded_worker import worker as degraded_module
 from degraded_worker.worker import DegradedWorker
 from gateway.boards.cold_starts import ColdStarts
@@ -19,6 +21,7 @@ from lane_worker.runtime import streak
 from lane_worker.runtime.cold_start import EVICTED
 from lane_worker.runtime.keeping import Keeping
 from lane_worker.runtime.warmth import READY, Others
+from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
 from tests.kit.behind import client_of
 from tests.kit.degraded import becomes, leading, place, setup_of, shown, task_of
@@ -38,6 +41,7 @@ class Lanes:
         self.link = link
         self._catalog, self._folder, self._forks = catalog, folder, forks
         self._lanes: list[Lane] = []
+        self.states = StateLog()
         self._tasks = 0
 
     async def start(self, warmth: Warmth, *, count: int = 1) -> list[Lane]:
@@ -46,10 +50,11 @@ class Lanes:
         self._lanes = [
             Lane(self.link, catalog, self._folder, number=number, fork_server=self._forks) for number in range(count)
         ]
+        await self.states.start(self.link)
         for lane in self._lanes:
             lane.start()
         for lane in self._lanes:
-            await lane.becomes(LaneState.WARM)
+            await self.states.reports(lane.name, LaneState.WARM)  # it may give its pipeline up soon
         return self._lanes
 
     async def run(self, prompt: str = "a red fox") -> GenerationTask:
@@ -94,9 +99,8 @@ async def unloaded(link: NatsLink, lane: Lane) -> None:
 
 async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fresh_host(lanes: Lanes) -> None:
     """FR-019: worn out by tasks or by the memory that they leave. A lone lane reloads when nothing waits."""
-    states = StateLog()
-    await states.start(lanes.link)
     (lane,) = await lanes.start(replace(NEVER, recycle_after_tasks=3, recycle_residue_bytes=150_000_000))
+    states, begun = lanes.states, len(lanes.states.seen)
     first = lane.host
     tasks = [await lanes.run() for _ in range(2)]
     assert lane.host == first
@@ -105,7 +109,7 @@ async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fr
     waiting = [await lanes.place() for _ in range(3)]  # the pipeline's third task is not its last: others wait
     tasks = [await becomes(lanes.link, task, TaskStatus.DONE) for task in waiting]
     assert [task.swap for task in tasks] == [None, None, None]
-    heartbeat = await lane.becomes(LaneState.LOADING)
+    heartbeat = await states.reports(lane.name, LaneState.LOADING, since=begun)
     assert "recycled" in heartbeat.detail
     await lane.becomes(LaneState.WARM)
     second = lane.host
@@ -113,7 +117,7 @@ async def test_the_pipeline_stays_until_it_is_worn_out_then_it_is_loaded_in_a_fr
     assert not is_running(first)
 
     await lanes.run("leak 200 MB")
-    heartbeat = await lane.becomes(LaneState.LOADING, when=lambda each: "MB behind" in each.detail)
+    await states.reports(lane.name, LaneState.LOADING, when=lambda each: "MB behind" in each.detail)
     await lane.becomes(LaneState.WARM)
     assert lane.host != second
     assert (await lanes.run()).swap is None
@@ -181,7 +185,7 @@ async def test_two_worn_out_lanes_never_reload_at_the_same_time(lanes: Lanes, mo
         await lanes.run()
         return False
 
-    await eventually(both_recycled, within_s=60)
+    await eventually(both_recycled)
     away = [sum(each.detail.startswith("recycled") for each in moment.values()) for moment in states.seen]
     assert max(away) == 1
 
@@ -192,12 +196,13 @@ async def test_an_idle_lane_unloads_and_is_warm_again_on_demand(lanes: Lanes) ->
     await starts.start(lanes.link)
     (lane,) = await lanes.start(replace(NEVER, evict_idle_s=1))
     host = lane.host
-    heartbeat = await lane.becomes(LaneState.EVICTED)
+    heartbeat = await lanes.states.reports(lane.name, LaneState.EVICTED)
 
     await unloaded(lanes.link, lane)
     assert lane.host == host
+    evicted = len(lanes.states.seen)
     await client_of(lanes.link).publish(demand_subject("phr00t"), b"")
-    warm = await lane.becomes(LaneState.WARM)
+    warm = await lanes.states.reports(lane.name, LaneState.WARM, since=evicted)
     assert (warm.pid, warm.started_at) == (heartbeat.pid, heartbeat.started_at)
     assert (await lanes.run()).attempt == 1
 
@@ -270,14 +275,16 @@ async def test_tasks_that_fail_in_a_row_renew_the_host_then_the_lane_rests_until
     assert (await becomes(lanes.link, invalid, TaskStatus.FAILED)).error is not None
     assert lane.host == first
     await lanes.fail(FAILS)
-    await lane.becomes(LaneState.LOADING, when=lambda heartbeat: heartbeat.detail.startswith("2 tasks in a row failed"))
+    await states.reports(
+        lane.name, LaneState.LOADING, when=lambda each: each.detail.startswith("2 tasks in a row failed")
+    )
     await lane.becomes(LaneState.WARM)
     second = lane.host
     assert second != first
     assert not is_running(first)
 
     await lanes.fail(FAILS)
-    heartbeat = await lane.becomes(LaneState.UNHEALTHY)
+    heartbeat = await states.reports(lane.name, LaneState.UNHEALTHY)
     assert heartbeat.detail == "1 task failed, in a fresh process too; it tries itself again in 1 s"
     waiting = await lanes.place()
     await becomes(lanes.link, waiting, TaskStatus.DONE)
@@ -299,6 +306,13 @@ async def test_a_degraded_worker_begins_anew_when_tasks_fail_in_a_row(
     catalog = replace(catalog, warmth=replace(NEVER, renew_after_failures=2))
     lock = lock_path(tmp_path / "locks", "cpu-9")
     async with degraded_worker(link, catalog, tmp_path, forks) as name:
+        seen: list[VideoPipelineSlot] = []  # what the worker has shown of its slot
+
+        def on_slot(entry: Entry) -> None:
+            if entry.value is not None:
+                seen.append(msgspec.json.decode(entry.value, type=VideoPipelineSlot))
+
+        await (await link.watches.start(SLOTS, on_slot)).wait()
         hosts: list[int] = []  # the host that ran each of the tasks
         for number in range(3):
             task = task_of("phr00t", number)
@@ -311,18 +325,15 @@ async def test_a_degraded_worker_begins_anew_when_tasks_fail_in_a_row(
             hosts.append(note.pid)
         assert hosts[0] != hosts[2]
         assert not is_running(hosts[0])
-        resting = await eventually(lambda: shown_with(link, "1 task failed, in a fresh process too"))
+        rests = "1 task failed, in a fresh process too"
+        resting = await eventually(
+            lambda: asyncio.sleep(0, next((each for each in seen if rests in each.detail), None))
+        )
         assert resting is not None
         assert (resting.state, resting.worker) == (SlotState.EMPTY, name)
         done = await becomes(link, await place(link, task_of("phr00t", 9)), TaskStatus.DONE)
         assert done.worker == name
     await forks.close_at_last()
-
-
-async def shown_with(link: NatsLink, words: str) -> VideoPipelineSlot | None:
-    """The entry of cpu-9, if its detail has *words*."""
-    now = await shown(link, "cpu-9")
-    return now if now is not None and words in now.detail else None
 
 
 async def test_a_request_for_an_evicted_lane_is_served_elsewhere_and_the_next_one_is_served_warm(

@@ -124,6 +124,20 @@ class StateLog:
         reported = [moment[name].state for moment in self.seen if name in moment]
         return [state for state, before in zip(reported, [None, *reported], strict=False) if state is not before]
 
+    async def reports(
+        self, name: str, state: LaneState, *, when: Callable[[LaneHeartbeat], bool] = lambda _: True, since: int = 0
+    ) -> LaneHeartbeat:
+        """The first report of the lane *name* with *state* for which *when* is true, from snapshot number *since* on.
+        The lane may have reported another state since."""
+
+        async def look() -> LaneHeartbeat | None:
+            reports = (moment[name] for moment in self.seen[since:] if name in moment)
+            return next((each for each in reports if each.state is state and when(each)), None)
+
+        found = await eventually(look)
+        assert found is not None
+        return found
+
     def _on_entry(self, entry: Entry) -> None:
         name = entry.key.partition(".")[2]
         if entry.value is None:
