@@ -133,7 +133,7 @@ async def test_a_queued_task_shows_its_place_everywhere(http: httpx.AsyncClient,
     waiting = await http.get(url)
     assert waiting.json()["queue"]["position"] == place["position"] - 1
     await claimed(gateway_link, task["id"])
-    running = (await http.get(f"{url}?wait=10", headers={"if-none-match": waiting.headers["etag"]})).json()
+    running = (await http.get(f"{url}?wait=60", headers={"if-none-match": waiting.headers["etag"]})).json()
     assert (running["status"], running["queue"]) == ("processing", None)
 
 

@@ -181,7 +181,7 @@ def test_up_for_others_needs_a_key_first_and_then_speaks_https(tmp_path: Path) -
             assert up.poll() is None, output.read_text()
             return url in output.read_text()
 
-        eventually_sync(is_logged)
+        eventually_sync(is_logged, within_s=120)
         assert "open:" not in output.read_text()
         with httpx.Client(base_url=url, verify=certificate.trust(), timeout=BOUND_S) as http:
             assert http.get("/tasks").status_code == 401

@@ -256,7 +256,7 @@ def test_a_connection_that_uvloop_has_closed_is_made_anew(nats_server: NatsServe
         async def is_back() -> bool:
             return link.connection.cuts == 1 and link.connection.unbroken_s() > 0
 
-        await eventually(is_back, within_s=10)
+        await eventually(is_back)
         await link.close()
 
     uvloop.run(run())

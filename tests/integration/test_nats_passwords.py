@@ -14,7 +14,7 @@ from ops.nats.access import ROLES, access, environment_for, make_users, password
 from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision
 from tests.integration.test_nats_users import WANT
-from tests.kit.support import clean_environment, eventually_sync, free_port
+from tests.kit.support import BOUND_S, clean_environment, eventually_sync, free_port
 
 # ── where a password comes from ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -76,7 +76,7 @@ def test_the_embedded_server_by_itself(tmp_path: Path) -> None:
     url = f"nats://127.0.0.1:{port}"
 
     async def use() -> None:
-        link = await NatsLink.connect(access("admin", url, data_dir=tmp_path), name="test")
+        link = await NatsLink.connect(access("admin", url, data_dir=tmp_path), name="test", wait_s=BOUND_S)
         await provision(link, WANT)
         await link.entries.put(TASKS, "kept", b"x")
         await link.close()

@@ -187,7 +187,7 @@ async def test_a_record_of_a_newer_version_is_left_until_it_can_be_read(
 async def test_a_poisoned_leader_key_keeps_nobody_out(link: NatsLink) -> None:
     await link.entries.put(LEADER, LEADER_KEY, b"\0\xff")  # without a time to live: it would stay for ever
     leader = Leader(link, worker="w", owner="o", slot="cpu-0")
-    await asyncio.wait_for(leader.campaign(), 20)
+    await asyncio.wait_for(leader.campaign(), 60)
 
 
 def unreadable_lines(gateway: GatewayProcess) -> list[dict[str, Any]]:
