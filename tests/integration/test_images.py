@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from contracts.settings import load_settings
-from ops.nats.link import NatsLink
 from tests.kit.gateway import MODELS, GatewayProcess, provisioned_gateway
 from tests.kit.keyed import by, make
+from tests.kit.patient import connected
 from tests.kit.receivers import Answer, Received, receiving
 from tests.kit.samples import data_uri, picture
 from tests.kit.support import BOUND_S, eventually
@@ -297,7 +297,7 @@ async def test_a_host_that_nobody_allowed_is_not_asked(http: httpx.AsyncClient) 
 
 
 async def test_an_image_is_its_callers_alone(http: httpx.AsyncClient, gateway: GatewayProcess) -> None:
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     ann, bob = await make(link, "ann", "submit", "read"), await make(link, "bob", "submit", "read")
     operator = await make(link, "root", "admin")
     await link.close()
@@ -325,7 +325,7 @@ async def test_an_image_is_its_callers_alone(http: httpx.AsyncClient, gateway: G
 async def test_a_gateway_whose_operator_said_nothing_fetches_nothing(gateway: GatewayProcess, tmp_path: Path) -> None:
     silent_one = GatewayProcess(tmp_path, beside=gateway)
     silent_one.start()
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     key = await make(link, "cat", "submit", "read")
     await link.close()
     try:

@@ -27,6 +27,7 @@ from ops.nats.provisioning import provision, wanted
 from tests.integration.test_waiting import WaitingGateway
 from tests.kit.gateway import GatewayProcess
 from tests.kit.keyed import ASYNC, BODY, KEEP, Certificate, by, make, run
+from tests.kit.patient import connected
 from tests.kit.support import (
     BOUND_S,
     KEEP_S,
@@ -45,7 +46,7 @@ async def test_the_last_known_keys_stay_in_force_while_the_server_is_away(tmp_pa
     with contextlib.ExitStack() as leave:
         leave.callback(gateway.nats.stop)
         gateway.nats.start()
-        link = await NatsLink.connect(gateway.nats.url, name="test")
+        link = await connected(gateway.nats.url)
         await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
         nats = ("--nats-url", gateway.nats.url)
 

@@ -23,6 +23,7 @@ from ops.nats.provisioning import provision, wanted
 from tests.kit.degraded import DegradedProcess, leads
 from tests.kit.gateway import GatewayProcess, System
 from tests.kit.lanes import CutWire, LaneProcess, heartbeat_of
+from tests.kit.patient import connected
 from tests.kit.support import KEEP_S, eventually, is_running, settings_file, shared_forks
 
 pytestmark = pytest.mark.usefixtures("forks")
@@ -154,7 +155,7 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     settings = settings_file(tmp_path, **windows | others)
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"attempts": attempts}))
     options = ("--settings", str(settings))
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     await provision(link, wanted(load_settings(settings).catalog("tiny"), keep_s=KEEP_S))
     await asyncio.to_thread(gateway.start, *options, "--keep", f"{KEEP_S:g}s")
     wire = CutWire(gateway.nats.port)

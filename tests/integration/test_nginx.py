@@ -26,11 +26,11 @@ from gateway.server.connections import Connections, http_config
 from gateway.server.limits import Limits
 from ops.commands.api.client import CommandClient
 from ops.nats.api_keys import add
-from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
 from tests.kit.event_source import EventSource
 from tests.kit.gateway import MODELS, GatewayProcess, report_lane
+from tests.kit.patient import connected
 from tests.kit.played import CONTENT, finished
 from tests.kit.support import BOUND_S, KEEP_S, eventually, eventually_sync, free_port
 from tests.kit.tools import tool
@@ -116,7 +116,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         gateway.nats.start()
 
         async def on_nats(*, with_key: bool) -> Presented | None:
-            link = await NatsLink.connect(gateway.nats.url, name="test")
+            link = await connected(gateway.nats.url)
             await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
             for model in MODELS:
                 await report_lane(link, model, LaneState.WARM)
@@ -203,7 +203,7 @@ async def test_every_address_leads_back_through_nginx(site: Site) -> None:
 
 
 async def test_events_and_ranges_pass(site: Site) -> None:
-    link = await NatsLink.connect(site.gateway.nats.url, name="test")
+    link = await connected(site.gateway.nats.url)
     source, seen = EventSource(), []
     async with site.nginx.client(site.key) as http:
         task = (await submitted(http)).json()
@@ -231,7 +231,7 @@ async def test_events_and_ranges_pass(site: Site) -> None:
 
 
 async def test_a_caller_who_hangs_up_gives_the_place_back(site: Site) -> None:
-    link = await NatsLink.connect(site.gateway.nats.url, name="test")
+    link = await connected(site.gateway.nats.url)
     await report_lane(link, "phr00t", LaneState.DRAINING)  # so the request is held until a degraded worker has it
 
     async def waiting() -> int:

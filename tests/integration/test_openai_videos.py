@@ -25,11 +25,11 @@ from contracts.tasks import FailureCode, TaskStatus
 from contracts.topology import DEGRADED
 from lane_worker.runtime.outcome import Unsuccessful
 from ops.nats.api_keys import add
-from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.filming import FRAMES, FilmingRunner
 from tests.kit.gateway import GatewayProcess, System, provisioned_gateway
 from tests.kit.keyed import by
+from tests.kit.patient import connected
 from tests.kit.samples import data_uri, picture
 from tests.kit.steered import Worker
 from tests.kit.support import BOUND_S, KEEP_S, eventually, free_port
@@ -77,7 +77,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def whole_stage(gateway: GatewayProcess) -> AsyncIterator[Stage]:
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     now = datetime.now(UTC)
     keys = {
         "alice": await add(link, "alice", ("submit", "read"), rate_per_s=None, now=now),

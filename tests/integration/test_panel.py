@@ -13,11 +13,11 @@ from playwright.async_api import Browser, Route, expect
 
 from contracts.lanes import LaneState
 from contracts.topology import DEGRADED, DEGRADED_MAX_MSGS
-from ops.nats.link import NatsLink
 from tests.kit.behind import js_of
 from tests.kit.gateway import GatewayProcess, report_lane
 from tests.kit.panel import DESK, PHONE, Panel, chromium, panel_in
 from tests.kit.panel_stage import Stage, error_of, open_all, png
+from tests.kit.patient import connected
 from tests.kit.played import claimed
 from tests.kit.support import BOUND_S, KEEP_S, eventually
 
@@ -35,7 +35,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def stage(gateway: GatewayProcess) -> AsyncIterator[Stage]:
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     await js_of(link).purge_stream(DEGRADED)
     await report_lane(link, "anisora", LaneState.WARM)
     await report_lane(link, "phr00t", LaneState.DRAINING)

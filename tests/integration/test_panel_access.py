@@ -14,10 +14,10 @@ from playwright.async_api import Browser, expect
 from contracts.keys import Presented
 from contracts.keys import Scope as KeyScope
 from ops.nats.api_keys import add
-from ops.nats.link import NatsLink
 from tests.integration.test_nginx import OPTIONS, Site, site
 from tests.kit.keyed import by
 from tests.kit.panel import Panel, chromium, panel_in
+from tests.kit.patient import connected
 from tests.kit.support import BOUND_S, KEEP_S, eventually
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -40,7 +40,7 @@ async def panel(browser: Browser, site: Site) -> AsyncIterator[Panel]:
 
 async def key_of(site: Site, caller: str, *scopes: KeyScope) -> Presented:
     """A new key, which the gateway knows."""
-    link = await NatsLink.connect(site.gateway.nats.url, name="test")
+    link = await connected(site.gateway.nats.url)
     made = await add(link, caller, scopes, now=datetime.now(UTC))
     await link.close()
     async with httpx.AsyncClient(base_url=site.gateway.url, timeout=BOUND_S) as http:

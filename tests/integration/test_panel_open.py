@@ -18,11 +18,11 @@ from contracts import lifecycle
 from contracts.lanes import ColdStart
 from contracts.tasks import encode_task
 from contracts.topology import COLD_STARTS, SLOTS, TASKS
-from ops.nats.link import NatsLink
 from tests.integration.test_http_operate import SWAP, waiting
 from tests.kit.collector import Collector
 from tests.kit.gateway import GatewayProcess, provisioned_gateway
 from tests.kit.panel import Panel, chromium, panel_in
+from tests.kit.patient import connected
 from tests.kit.records import quarantined_slot, video_of
 from tests.kit.support import BOUND_S, eventually
 
@@ -156,7 +156,7 @@ async def test_an_operator_sees_what_waits_what_happened_and_why(
     swapped = lifecycle.claim(swapped, owner="o", worker="degraded-0", lease_s=60, now=now)
     swapped = lifecycle.finish(swapped, video=video_of(swapped, b"x"), memory=None, swap=SWAP, now=now)
     start = ColdStart(model="anisora", worker="anisora-7", started_at=now, ended_at=now, seconds=12.0)
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     await link.entries.create(TASKS, swapped.id, encode_task(swapped))
     await link.entries.put(COLD_STARTS, "anisora", msgspec.json.encode(start))
     await link.close()
@@ -182,7 +182,7 @@ async def test_an_operator_sees_what_waits_what_happened_and_why(
 
 
 async def test_a_quarantine_is_lifted_after_a_word_of_what_follows(panel: Panel, gateway: GatewayProcess) -> None:
-    link = await NatsLink.connect(gateway.nats.url, name="test")
+    link = await connected(gateway.nats.url)
     await link.entries.put(SLOTS, "cpu-2", msgspec.json.encode(quarantined_slot("cpu-2")))
     await panel.open("operate")
     shown = panel.page.get_by_role("listitem").filter(has_text="cpu-2")

@@ -14,10 +14,10 @@ from openapi_schema_validator import OAS31Validator
 from contracts.api.settings import SettingsView
 from contracts.settings import load_settings
 from ops.commands.demo.runs import bodies
-from ops.nats.link import NatsLink
 from ops.nats.provisioning import provision, wanted
 from tests.integration.test_http_generate import png, problem, stored
 from tests.kit.gateway import GatewayProcess, System
+from tests.kit.patient import connected
 from tests.kit.support import BOUND_S, KEEP_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,7 +32,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
     async with contextlib.AsyncExitStack() as leave:
         leave.callback(gateway.nats.stop)
         gateway.nats.start()
-        link = await NatsLink.connect(gateway.nats.url, name="test")
+        link = await connected(gateway.nats.url)
         leave.push_async_callback(link.close)
         await provision(link, wanted(load_settings().catalog(PROFILE), keep_s=KEEP_S))
         leave.callback(gateway.stop)

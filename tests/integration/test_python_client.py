@@ -9,6 +9,7 @@ import pytest
 
 from ops.nats.link import NatsLink
 from tests.kit.gateway import GatewayProcess
+from tests.kit.patient import connected
 from tests.kit.played import CONTENT, claimed, finished
 from warmlane_client import (
     AsyncClient,
@@ -36,7 +37,7 @@ async def client(gateway: GatewayProcess) -> AsyncIterator[AsyncClient]:
 
 def test_a_whole_job_in_a_thread(gateway: GatewayProcess, tmp_path: Path) -> None:
     async def play(task_id: str) -> None:
-        link = await NatsLink.connect(gateway.nats.url, name="test")
+        link = await connected(gateway.nats.url)
         await finished(link, gateway, task_id)
         await link.close()
 
