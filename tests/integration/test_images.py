@@ -302,10 +302,13 @@ async def test_an_image_is_its_callers_alone(http: httpx.AsyncClient, gateway: G
     operator = await make(link, "root", "admin")
     await link.close()
 
+    async def all_are_known() -> bool:  # the gateway hears of the keys one after another
+        return (await http.get("/tasks", headers=by(operator))).status_code == 200 and await closed()
+
     async def closed() -> bool:
         return (await http.get("/tasks")).status_code == 401
 
-    await eventually(closed)
+    await eventually(all_are_known)
     png = {"content-type": "image/png"}
     image = (await http.post("/images", content=PNG, headers=png | by(ann))).json()["id"]
     others = (await http.post("/images", content=PNG, headers=png | by(bob))).json()["id"]
