@@ -29,7 +29,7 @@ from ops.nats.api_keys import add
 from ops.nats.provisioning import provision, wanted
 from tests.kit.behind import js_of
 from tests.kit.event_source import EventSource
-from tests.kit.gateway import MODELS, GatewayProcess, report_lane
+from tests.kit.gateway import MODELS, GatewayProcess, System, warm_lanes
 from tests.kit.patient import connected
 from tests.kit.played import CONTENT, finished
 from tests.kit.support import BOUND_S, KEEP_S, eventually, eventually_sync, free_port
@@ -107,6 +107,12 @@ class Site:
         self.gateway, self.nginx = gateway, nginx
         self.key: Presented
 
+    async def warm(self) -> None:
+        """Reports warm lanes again; returns when the gateway knows. A report counts for a minute."""
+        link = await connected(self.gateway.nats.url)
+        await warm_lanes(link, self.gateway)
+        await link.close()
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
@@ -118,8 +124,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         async def on_nats(*, with_key: bool) -> Presented | None:
             link = await connected(gateway.nats.url)
             await provision(link, wanted(load_settings().catalog("tiny"), keep_s=KEEP_S))
-            for model in MODELS:
-                await report_lane(link, model, LaneState.WARM)
             made = await add(link, "alice", ("submit", "read"), now=datetime.now(UTC)) if with_key else None
             await link.close()
             return made
@@ -144,7 +148,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield found
 
 
-async def submitted(http: httpx.AsyncClient) -> httpx.Response:
+async def submitted(site: Site, http: httpx.AsyncClient) -> httpx.Response:
+    await site.warm()
     answer = await http.post("/generate", json={"model": "anisora", "prompt": "x"})
     assert answer.status_code == 202, answer.text
     return answer
@@ -155,7 +160,7 @@ async def test_every_address_leads_back_through_nginx(site: Site) -> None:
         site.nginx.client(site.key) as http,
         httpx.AsyncClient(verify=site.nginx.trust(), timeout=BOUND_S) as anywhere,
     ):
-        answer = await submitted(http)
+        answer = await submitted(site, http)
         url = f"/warmlane/tasks/{answer.json()['id']}"
         assert answer.headers["location"] == url
         links = answer.json()["links"]
@@ -206,7 +211,7 @@ async def test_events_and_ranges_pass(site: Site) -> None:
     link = await connected(site.gateway.nats.url)
     source, seen = EventSource(), []
     async with site.nginx.client(site.key) as http:
-        task = (await submitted(http)).json()
+        task = (await submitted(site, http)).json()
         async with http.stream("GET", f"/tasks/{task['id']}/events") as stream:
             async for piece in stream.aiter_bytes():
                 for message in source.read(piece):
@@ -232,7 +237,9 @@ async def test_events_and_ranges_pass(site: Site) -> None:
 
 async def test_a_caller_who_hangs_up_gives_the_place_back(site: Site) -> None:
     link = await connected(site.gateway.nats.url)
-    await report_lane(link, "phr00t", LaneState.DRAINING)  # so the request is held until a degraded worker has it
+    # so the request is held until a degraded worker has it
+    async with httpx.AsyncClient(base_url=site.gateway.url, timeout=BOUND_S) as direct:
+        await System(site.gateway, link, direct).lane_is(LaneState.DRAINING, model="phr00t")
 
     async def waiting() -> int:
         return (await js_of(link).stream_info(DEGRADED)).state.messages

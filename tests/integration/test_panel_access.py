@@ -33,7 +33,8 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def panel(browser: Browser, site: Site) -> AsyncIterator[Panel]:
-    """The panel behind nginx, under its prefix."""
+    """The panel behind nginx, under its prefix; the lanes are warm."""
+    await site.warm()
     async with panel_in(browser, site.nginx.url, ignore_https_errors=True) as found:
         yield found
 

@@ -20,7 +20,7 @@ from contracts.tasks import encode_task
 from contracts.topology import COLD_STARTS, SLOTS, TASKS
 from tests.integration.test_http_operate import SWAP, waiting
 from tests.kit.collector import Collector
-from tests.kit.gateway import GatewayProcess, provisioned_gateway
+from tests.kit.gateway import GatewayProcess, provisioned_gateway, warm_lanes
 from tests.kit.panel import Panel, chromium, panel_in
 from tests.kit.patient import connected
 from tests.kit.records import quarantined_slot, video_of
@@ -49,6 +49,9 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def panel(browser: Browser, gateway: GatewayProcess) -> AsyncIterator[Panel]:
+    link = await connected(gateway.nats.url)
+    await warm_lanes(link, gateway, models=["anisora"])  # a report counts for a minute
+    await link.close()
     async with panel_in(browser, gateway.url) as found:
         yield found
 

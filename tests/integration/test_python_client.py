@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import pytest
 
 from ops.nats.link import NatsLink
@@ -30,7 +31,8 @@ UNKNOWN: Final = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 @pytest.fixture
-async def client(gateway: GatewayProcess) -> AsyncIterator[AsyncClient]:
+async def client(gateway: GatewayProcess, http: httpx.AsyncClient) -> AsyncIterator[AsyncClient]:
+    """With *http*, the lanes are warm, and no task waits after the test."""
     async with AsyncClient(gateway.url) as client:
         yield client
 
