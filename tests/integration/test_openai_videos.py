@@ -92,9 +92,25 @@ async def whole_stage(gateway: GatewayProcess) -> AsyncIterator[Stage]:
     runner = worker.runner
     assert isinstance(runner, FilmingRunner)
     async with httpx.AsyncClient(base_url=gateway.url, timeout=BOUND_S, headers=by(keys["operator"])) as http:
+
+        async def all_are_known() -> bool:  # the gateway hears of the keys one after another
+            answer = await http.get("/admin/keys")
+            return answer.status_code == 200 and len(answer.json()["keys"]) == len(keys)
+
+        await eventually(all_are_known)
         yield Stage(System(gateway, link, http), keys, runner)
     await worker.close()
     await link.close()
+
+
+async def nothing_runs(http: httpx.AsyncClient) -> None:
+    """Cancels what waits; returns when nothing runs. Otherwise a later test would take the start of an earlier test's
+    task for that of its own."""
+    while tasks := (await http.get("/tasks?status=pending&status=processing&limit=100")).json()["tasks"]:
+        for task in tasks:
+            if task["status"] == "pending":
+                await http.delete(f"/tasks/{task['id']}")
+        await asyncio.sleep(0.02)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -105,6 +121,7 @@ async def stage(whole_stage: Stage) -> AsyncIterator[Stage]:
     whole_stage.sent.clear()
     yield whole_stage
     whole_stage.runner.may_end.set()
+    await nothing_runs(whole_stage.system.http)
     whole_stage.runner.started.clear()
     whole_stage.runner.result = None
 
