@@ -20,6 +20,7 @@ from lane_worker.runtime.cold_start import ColdStartLog
 from lane_worker.runtime.heartbeat import Heartbeat
 from lane_worker.runtime.slot_display import SlotDisplay
 from ops.ending import end
+from ops.nats import leader as leader_module
 from ops.nats.errors import TransportUnavailable
 from ops.nats.leader import Leader
 from ops.nats.link import NatsLink
@@ -89,6 +90,7 @@ async def test_repeated_tries_are_logged_once(
 
     monkeypatch.setattr(Seldom, "log", counted_log)
     monkeypatch.setattr(Seldom, "is_news", counted_is_news)
+    monkeypatch.setattr(leader_module, "LEADER_TTL_S", 60)  # it leads until its first refresh fails, on any machine
 
     async def tried_again(*kinds: str) -> None:
         async def look() -> bool:
