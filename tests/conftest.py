@@ -160,7 +160,7 @@ def slow_system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]
     """As `system`, but a step takes half a second, and a `Gate` can hold a task."""
     folder = tmp_path_factory.mktemp("slow")
     # only the process that is killed loses its lease, even where another one gets no core for seconds
-    settings = settings_file(folder, heartbeat_s=1.0)
+    settings = settings_file(folder, reconnect_grace_s=1.0, heartbeat_s=1.0)
     up = UpProcess(folder, "--settings", str(settings), "--step-seconds", "0.5", **gated_forks())
     up.start()
     yield up
