@@ -22,7 +22,8 @@ from tests.kit.behind import client_of, until_subscribed
 from tests.kit.collector import Collector, SeenSpan
 from tests.kit.degraded import DegradedProcess
 from tests.kit.gateway import GatewayProcess, System, fresh_system
-from tests.kit.support import eventually, eventually_sync, settings_file, shared_forks
+from tests.kit.support import BOUND_S, eventually, eventually_sync, settings_file, shared_forks
+from tests.kit.warm_cli import COLLECTOR_S
 
 CALLER: Final = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -36,7 +37,11 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture
 def exporting(collector: Collector) -> dict[str, str]:
-    return {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces", "OTEL_BSP_SCHEDULE_DELAY": "600000"}
+    return {
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces",
+        "OTEL_BSP_SCHEDULE_DELAY": "600000",
+        COLLECTOR_S: f"{BOUND_S:g}",
+    }
 
 
 @pytest.fixture
