@@ -20,7 +20,7 @@ from ops.nats.bucket import Bucket
 from ops.nats.buckets import SHOWN_SLOTS
 from ops.nats.link import NatsLink
 from tests.kit.records import pending_task
-from tests.kit.support import eventually
+from tests.kit.support import BOUND_S, eventually
 from tests.kit.workers import WorkerProcess
 
 
@@ -47,7 +47,7 @@ async def leading(worker: DegradedWorker, link: NatsLink, name: str = "degraded-
         yield
     finally:
         stop.set()
-        await asyncio.wait_for(running, 60)
+        await asyncio.wait_for(running, BOUND_S)
 
 
 async def leader_of(link: NatsLink) -> Leadership | None:
@@ -56,7 +56,7 @@ async def leader_of(link: NatsLink) -> Leadership | None:
     return None if entry is None or entry.value is None else msgspec.json.decode(entry.value, type=Leadership)
 
 
-async def leads(link: NatsLink, name: str, *, within_s: float = 60) -> Leadership:
+async def leads(link: NatsLink, name: str, *, within_s: float = BOUND_S) -> Leadership:
     """The leadership, once *name* holds it."""
 
     async def look() -> Leadership | None:
@@ -105,7 +105,9 @@ async def place(link: NatsLink, task: GenerationTask) -> GenerationTask:
     return task
 
 
-async def becomes(link: NatsLink, task: GenerationTask, *statuses: TaskStatus, within_s: float = 60) -> GenerationTask:
+async def becomes(
+    link: NatsLink, task: GenerationTask, *statuses: TaskStatus, within_s: float = BOUND_S
+) -> GenerationTask:
     """The record of *task*, once it is in one of *statuses*."""
 
     async def look() -> GenerationTask | None:

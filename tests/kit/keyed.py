@@ -126,7 +126,7 @@ async def system(keyed: Keyed) -> AsyncIterator[System]:
     link = await connected(keyed.gateway.nats.url)
     for model in ("anisora", "phr00t"):
         await report_lane(link, model, LaneState.WARM)
-    async with httpx.AsyncClient(base_url=keyed.gateway.url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=keyed.gateway.url, timeout=BOUND_S) as http:
         yield System(keyed.gateway, link, http)
         operator, live = by(keyed.keys["operator"]), "/tasks?status=pending&status=processing&limit=100"
         while tasks := (await http.get(live, headers=operator)).json()["tasks"]:
@@ -159,7 +159,7 @@ async def worn_out(system: System, url: str, caller: str, *scopes: Scope) -> dic
 def exchange(port: int, head: bytes, body: bytes = b"") -> bytes:
     """What the gateway answers to these bytes, until it closes the connection or has sent a whole head."""
     answer = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=BOUND_S) as connection:
         connection.sendall(head + body)
         with contextlib.suppress(ConnectionError):
             while b"\r\n\r\n" not in answer:

@@ -19,7 +19,7 @@ from ops.nats.link import NatsLink
 from tests.kit.gateway import System
 from tests.kit.kubernetes import ApiServer, Helm
 from tests.kit.reported_lanes import Lanes
-from tests.kit.support import clean_environment, eventually, logged_in, shared_forks
+from tests.kit.support import BOUND_S, clean_environment, eventually, logged_in, shared_forks
 
 ELSEWHERE: Final = "--set=profile=production,artifacts.s3=s3://b/p,nats.mode=external,nats.url=nats://nats:4222"
 ENTRY: Final = "w-warmlane-lane-phr00t"
@@ -53,7 +53,7 @@ class Rig:
             return next((each for each in reports if all(text in each.detail for text in texts)), None)
 
         try:
-            found = await eventually(look, within_s=60)
+            found = await eventually(look)
         except AssertionError:
             raise AssertionError(f"nothing is {state} with {texts}: {self.now(model)}; {self.log[-10:]}") from None
         assert found is not None
@@ -80,7 +80,7 @@ class Rig:
 
     async def is_gone(self, name: str) -> None:
         """Returns when nothing is reported under *name*."""
-        await eventually(lambda: asyncio.sleep(0, self._lanes.last(name) is None), within_s=60)
+        await eventually(lambda: asyncio.sleep(0, self._lanes.last(name) is None))
 
     async def scaled(self, times: int) -> None:
         """Returns when the supervisor has logged `scaled` at least *times* times."""
@@ -91,7 +91,7 @@ class Rig:
             found = (line for line in self.log if line["event"] == event)
             return next((line for line in found if line.items() >= fields.items()), None)
 
-        found = await eventually(look, within_s=60)
+        found = await eventually(look)
         assert found is not None
         return found
 
@@ -111,12 +111,12 @@ async def supervised(system: System, folder: Path, *options: str, **environment:
     try:
         yield rig
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 60) == 0, (folder / "supervisor.log").read_text()
+        assert await asyncio.to_thread(process.wait, BOUND_S) == 0, (folder / "supervisor.log").read_text()
         await eventually(lambda: asyncio.sleep(0, all(each.slot for each in rig.now("phr00t"))))
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGQUIT)
-        await asyncio.to_thread(process.wait, 60)
+        await asyncio.to_thread(process.wait, BOUND_S)
         await link.close()
 
 

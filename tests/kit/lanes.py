@@ -20,7 +20,7 @@ from lane_worker.worker import LaneWorker
 from ops.artifacts import Artifacts
 from ops.nats.entry import Entry
 from ops.nats.link import NatsLink
-from tests.kit.support import ROGUE_HOST, eventually, fork_server_at
+from tests.kit.support import BOUND_S, ROGUE_HOST, eventually, fork_server_at
 from tests.kit.workers import WorkerProcess
 
 
@@ -79,7 +79,7 @@ class Lane:
         return note.pid
 
     async def becomes(
-        self, state: LaneState, *, when: Callable[[LaneHeartbeat], bool] = lambda _: True, within_s: float = 60
+        self, state: LaneState, *, when: Callable[[LaneHeartbeat], bool] = lambda _: True, within_s: float = BOUND_S
     ) -> LaneHeartbeat:
         """The first heartbeat seen with *state* for which *when* is true."""
 

@@ -40,7 +40,7 @@ class Lanes:
             return last if last is not None and last.state is state else None
 
         try:
-            found = await eventually(look, within_s=60)
+            found = await eventually(look)
         except AssertionError:
             raise AssertionError(f"{name} is never {state}: {self.reported[-10:]}") from None
         assert found is not None

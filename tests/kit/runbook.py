@@ -27,7 +27,7 @@ from ops.nats.access import AUTH_FOLDER, NatsAccess, Role, environment_for
 from ops.nats.link import NatsLink
 from tests.kit.gateway import GatewayProcess
 from tests.kit.records import pending_task
-from tests.kit.support import NatsServer, clean_environment, eventually
+from tests.kit.support import BOUND_S, NatsServer, clean_environment, eventually
 from tests.kit.tools import tool
 
 RUNBOOK: Final = Path(__file__).parents[2] / "ops" / "runbook.md"
@@ -139,7 +139,7 @@ class Watching:
         """The next line that holds all of *wanted*."""
         assert self._process.stdout is not None
         while True:
-            line = (await asyncio.wait_for(self._process.stdout.readline(), 60)).decode()
+            line = (await asyncio.wait_for(self._process.stdout.readline(), BOUND_S)).decode()
             self._said.append(line)
             assert line, f"it ended; it said {self._said}"
             assert not _TROUBLE.search(line), line
@@ -151,7 +151,7 @@ class Watching:
         assert self._process.stdout is not None
         drawn = ""
         while not all(each in drawn for each in wanted):
-            more = await asyncio.wait_for(self._process.stdout.read(4096), 60)
+            more = await asyncio.wait_for(self._process.stdout.read(4096), BOUND_S)
             assert more, f"it ended; it drew {drawn}"
             drawn += more.decode(errors="replace")
 
@@ -180,7 +180,7 @@ class Page:
             command = line.command.replace("$ID", str(variables.get("ID")))
             return await self._warmlane(shlex.split(command)[1:], on)
         process = await self._shell(line.printed, on, variables)
-        output, _ = await asyncio.wait_for(process.communicate(), 60)
+        output, _ = await asyncio.wait_for(process.communicate(), BOUND_S)
         text = output.decode(errors="replace")
         assert process.returncode == 0, f"{line.printed}\n{text}"
         assert not _TROUBLE.search(text), f"{line.printed}\n{text}"

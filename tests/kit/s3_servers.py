@@ -99,7 +99,7 @@ class Seaweed:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self._folder, env=clean_environment() | {"HOME": str(self._folder)}
             )
-        eventually_sync(self._has_bucket, within_s=60)
+        eventually_sync(self._has_bucket)
 
     def _has_bucket(self) -> bool:
         assert self._process is not None

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lane_worker.forking.slot import read_note
 from ops.machine.processes import warmlane_command
 from tests.kit.support import (
+    BOUND_S,
     below,
     children_of,
     clean_environment,
@@ -58,7 +59,7 @@ class UpProcess:
                 env=clean_environment() | self._environment,
             )
         atexit.register(self._process.kill)  # ends it after a failed test; all that it started ends with it
-        eventually_sync(self.is_ready, within_s=120, every_s=0.1)  # each look wakes a gateway that is still starting
+        eventually_sync(self.is_ready, within_s=300, every_s=0.1)  # each look wakes a gateway that is still starting
 
     def is_ready(self) -> bool:
         assert self._process is not None
@@ -142,7 +143,7 @@ class UpProcess:
             task: dict[str, Any] = self.http.get(f"/tasks/{task_id}?wait=30").json()
             return task if task["status"] in ("done", "failed") else None
 
-        task = eventually_sync(look, within_s=120)
+        task = eventually_sync(look, within_s=300)
         assert task is not None
         return task
 
@@ -173,7 +174,7 @@ class UpProcess:
         """Ctrl-C; the exit status."""
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
-        return self._process.wait(timeout=60)
+        return self._process.wait(timeout=BOUND_S)
 
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.kit.support import children_of, clean_environment, fork_servers_of, logged_in, require_sound
+from tests.kit.support import BOUND_S, children_of, clean_environment, fork_servers_of, logged_in, require_sound
 from tests.kit.warm_cli import Forked
 
 
@@ -44,11 +44,11 @@ class WorkerProcess:
         """SIGTERM; the exit status."""
         if self.is_running:
             self._process.terminate()
-        status = self._process.wait(timeout=60)
+        status = self._process.wait(timeout=BOUND_S)
         require_sound(self.log_file.read_text())
         return status
 
     def kill(self) -> None:
         """kill -9, also of one that is stopped."""
         self._process.kill()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=BOUND_S)
