@@ -172,6 +172,7 @@ async def test_the_form_says_anew_which_model_is_warm(panel: Panel, stage: Stage
 
 async def test_a_task_that_is_looked_at_is_heard_too(panel: Panel, stage: Stage) -> None:
     """This holds after a reload too, when the page no longer knows that it sent the task."""
+    await panel.open("watch")
     first, second = [await stage.submit(model="phr00t", prompt=prompt) for prompt in ("a kite", "a lantern")]
     await panel.open(f"watch/{second['id']}")
     spoken = panel.page.locator("[aria-live=polite]")
@@ -183,9 +184,9 @@ async def test_a_task_that_is_looked_at_is_heard_too(panel: Panel, stage: Stage)
 
 
 async def test_a_held_request_shows_its_place_live(panel: Panel, stage: Stage) -> None:
-    first = await stage.submit(model="phr00t")
     await panel.open()
     await panel.choose(SHARED)
+    first = await stage.submit(model="phr00t")  # it waits for 30 s at most, and a page may take long
     await panel.send("a paper lantern")
     await expect(panel.sent.first).to_contain_text("Held")
     await expect(panel.sent.first).to_contain_text("Place 2 in the queue")
@@ -201,9 +202,10 @@ async def test_a_held_request_shows_its_place_live(panel: Panel, stage: Stage) -
 
 
 async def test_a_full_queue_refuses_with_a_countdown_and_is_asked_again(panel: Panel, stage: Stage) -> None:
-    waiting = [await stage.submit(model="phr00t") for _ in range(DEGRADED_MAX_MSGS)]
     await panel.open()
     await panel.choose(SHARED)
+    await panel.prompt.fill("one too many")
+    waiting = [await stage.submit(model="phr00t") for _ in range(DEGRADED_MAX_MSGS)]  # each waits for 30 s at most
     await panel.send("one too many")
     refused = panel.sent.first
     await expect(refused).to_contain_text("Refused for now")
