@@ -47,17 +47,17 @@ async def test_a_cancel_stops_within_the_step(workshop: Workshop, tmp_path: Path
 
 
 async def test_a_cancelled_host_runs_the_next_task(workshop: Workshop, tmp_path: Path) -> None:
-    host = await workshop.slow_host(step_seconds=0.05)
+    host = await workshop.slow_host(step_seconds=0.5)  # a busy machine may take as long to cancel
     seen: list[int] = []
 
-    def cancel_at_two(progress: StepFinished) -> None:
+    def cancel_at_one(progress: StepFinished) -> None:
         seen.append(progress.step)
-        if progress.step == 2:
+        if progress.step == 1:
             host.cancel("another")  # not the task that runs: no effect
             host.cancel(progress.task_id)
 
-    assert isinstance(await host.generate(request(tmp_path), cancel_at_two), Cancelled)
-    assert seen in ([0, 1, 2], [0, 1, 2, 3])  # at most the running step is finished
+    assert isinstance(await host.generate(request(tmp_path), cancel_at_one), Cancelled)
+    assert seen in ([0, 1], [0, 1, 2])  # at most the running step is finished
     host.cancel("task")  # the task has ended: no effect on the next one of this name
     await finished(host, request(tmp_path))
 
