@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from contracts.lanes import SlotState
-from lane_worker.residence.patience import PatientProbe
+from lane_worker.residence.patience import ANSWER_S, PatientProbe
 from lane_worker.residence.quarantine import MemoryUnreadable, Quarantined
 from tests.kit.fake_nvml import GIB, FakeNvml
 from tests.kit.measured import Measured
@@ -124,9 +124,10 @@ async def test_lifting_a_quarantine_reads_the_base_again(yard: Yard, card: FakeN
 async def test_a_hanging_driver_proves_no_release(yard: Yard, card: FakeNvml, tmp_path: Path) -> None:
     probe = nvml()
     slot = yard.slot(tmp_path, probe=probe)
-    slot.residence.memory._patient = PatientProbe(probe, answer_s=0.1)
+    slot.residence.memory._patient = patient = PatientProbe(probe)
     await slot.residence.open()
     await slot.ready("anisora")
+    patient._answer_s = 0.1  # only while no answer comes
     card.set(hangs=1)
     try:
         with pytest.raises(MemoryUnreadable, match=r"did not answer within 0\.1 s"):
@@ -138,6 +139,7 @@ async def test_a_hanging_driver_proves_no_release(yard: Yard, card: FakeNvml, tm
     assert (slot.residence.quarantined, slot.host.pid) == (False, None)
     for thread in asked:
         thread.join()
+    patient._answer_s = ANSWER_S
     assert (await slot.ready("phr00t")).proof == "base"  # the worker asks the driver again, by itself
 
 
@@ -148,11 +150,13 @@ async def test_opening_waits_for_a_driver_that_wakes_up_slowly(yard: Yard, card:
 
     def on_wait(text: str) -> None:
         shown.append(text)
+        patient._answer_s = ANSWER_S
         card.set(used_bytes=GIB)
 
     probe = nvml()
     slot = yard.slot(tmp_path, probe=probe)
-    slot.residence.memory._patient, slot.residence.memory._on_wait = PatientProbe(probe, answer_s=0.1), on_wait
+    patient = PatientProbe(probe, answer_s=0.1)
+    slot.residence.memory._patient, slot.residence.memory._on_wait = patient, on_wait
     card.set(hangs=1)
     await slot.residence.open()
     assert shown == ["the memory could not be read (the driver did not answer within 0.1 s); it is asked for 30 s"]
