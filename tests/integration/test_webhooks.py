@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from standardwebhooks.webhooks import WebhookVerificationError
@@ -12,7 +13,7 @@ from contracts.progress import StepsDone
 from contracts.tasks import encode_task
 from contracts.topology import DELIVERIES, TASKS, WEBHOOKS
 from tests.kit.gateway import System
-from tests.kit.receivers import Receiver, answering, receiving, silent
+from tests.kit.receivers import Received, Receiver, answering, receiving, silent
 from tests.kit.support import eventually
 from tests.kit.webhooks import OPTIONS, deliveries, delivery, finish, gateway, register, run, submit, system
 
@@ -124,16 +125,23 @@ async def test_both_secrets_sign_while_a_receiver_changes_over(system: System, r
 
 
 async def test_what_failed_is_tried_again_under_the_same_id(system: System) -> None:
-    async with receiving(answering(500)) as receiver:
-        _, secret = await register(system, receiver.url, "task.done")
+    seen: list[dict[str, Any]] = []
+
+    async def answer(received: Received, writer: asyncio.StreamWriter) -> None:
+        """The second attempt waits until the test has seen what became of the first one."""
+        if len(host.of(received.task_id)) == 1:
+            await answering(500)(received, writer)
+        else:
+            seen.append(await delivery(system, received.id, "pending", attempts=1))
+            await answering(204)(received, writer)
+
+    async with receiving(answer) as host:
+        _, secret = await register(system, host.url, "task.done")
         task_id = await run(system)
-        (first,) = await receiver.gets(task_id, "task.done")
-        known = await delivery(system, first.id, "pending", attempts=1)
-        assert known["last"]["status"] == 500
-        receiver.answer = answering(204)
+        (first, *_) = await host.gets(task_id, "task.done")
         known = await delivery(system, first.id, "delivered")
-        assert known["attempts"] == 2
-        first, second = receiver.of(task_id)
+        assert (known["attempts"], [each["last"]["status"] for each in seen]) == (2, [500])
+        first, second = host.of(task_id)
         assert (first.id, first.body) == (second.id, second.body)
         second.verified(secret)
 
@@ -163,7 +171,7 @@ async def test_a_receiver_that_is_gone_is_disabled_and_a_good_test_enables_it(sy
 
 
 async def test_redirects_are_no_success_and_are_not_followed(system: System, receiver: Receiver) -> None:
-    async with receiving(answering(302, location=receiver.url)) as redirecting:
+    async with receiving(answering(302, location=receiver.url, retry_after="3600")) as redirecting:
         await register(system, redirecting.url, "task.done")
         (came,) = await redirecting.gets(await run(system), "task.done")
         known = await delivery(system, came.id, "pending", attempts=1)
@@ -231,7 +239,7 @@ async def test_neither_secrets_nor_addresses_end_in_a_log_and_the_server_stores_
 
 
 async def test_a_removed_endpoint_gets_nothing_more(system: System) -> None:
-    async with receiving(answering(500)) as receiver:
+    async with receiving(answering(500, retry_after="60")) as receiver:
         endpoint, _ = await register(system, receiver.url, "task.done")
         (came,) = await receiver.gets(await run(system), "task.done")
         await delivery(system, came.id, "pending", attempts=1)
